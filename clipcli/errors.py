@@ -1,0 +1,79 @@
+"""What can go wrong, and the exit code of each.
+
+    ClipcliError            1  the run failed
+    ├── UsageError          2  wrong use: a bad option, a missing INPUT, an existing output
+    │   ├── LabelError      2  a label, prompt or template file is wrong, with file:line
+    │   └── VocabularyError 2  no usable BPE vocabulary
+    ├── ModelError          1  a checkpoint can't be read
+    │   ├── NotPlainClip    1  a checkpoint of another architecture
+    │   └── UnsafeFile      1  a file that would execute code
+    ├── ClassifierError     1  a classifier file can't be read, or belongs to another model
+    ├── StoreError          1  the store can't be used (a newer schema)
+    └── OutputError         1  rows can't be written
+
+Messages are one line, lower case, without a final stop: what is wrong, where. `hint` says what to do next.
+A picture that can't be read is no error but a `records.Failure`. Nothing here prints or exits.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the process tells its caller."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    SOME_PICTURES_FAILED = 3
+    INTERRUPTED = 130
+
+
+class ClipcliError(Exception):
+    """The run failed, for a reason that one line can tell."""
+
+    exit_code = ExitCode.FAILED
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(ClipcliError):
+    """The command was called in a way that can't work."""
+
+    exit_code = ExitCode.USAGE
+
+
+class LabelError(UsageError):
+    """A label, description, prompt or template is wrong; the message begins with file:line."""
+
+
+class VocabularyError(UsageError):
+    """The BPE vocabulary is missing, broken, or not the model's."""
+
+
+class ModelError(ClipcliError):
+    """A checkpoint is missing, broken or incomplete."""
+
+
+class NotPlainClip(ModelError):
+    """The checkpoint is of an architecture that clipcli doesn't build."""
+
+
+class UnsafeFile(ModelError):
+    """The file holds more than tensors and would execute code on loading."""
+
+
+class ClassifierError(ClipcliError):
+    """A classifier file is broken, or was built with other weights."""
+
+
+class StoreError(ClipcliError):
+    """The store of earlier results can't be used."""
+
+
+class OutputError(ClipcliError):
+    """Rows can't be written where they should go."""

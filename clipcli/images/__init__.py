@@ -1,0 +1,1 @@
+"""From paths to pixels. The only room that imports PIL."""

@@ -1,0 +1,1 @@
+"""CLIP itself, in torch: tensors only; no files, no pictures, no printing."""

@@ -1,0 +1,1 @@
+"""Rows on their way out: one small class a format."""

@@ -1,0 +1,1 @@
+"""The use cases: iterators in, records out; nothing here prints or exits."""
