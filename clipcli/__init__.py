@@ -1,3 +1,60 @@
-"""Zero-shot image classification at the command line, with CLIP."""
+"""Zero-shot image classification at the command line, with CLIP.
+
+The library behind the command: `load_model`, `build_classifier`, `classify`. Importing it imports nothing heavy; a
+name's module is imported when the name is first used (PEP 562).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clipcli.errors import ClipcliError as ClipcliError
+    from clipcli.records import Candidate as Candidate
+    from clipcli.records import Failure as Failure
+    from clipcli.records import Label as Label
+    from clipcli.records import Prediction as Prediction
+    from clipcli.records import Source as Source
+    from clipcli.store.database import Store as Store
+    from clipcli.tasks.build import build_classifier as build_classifier
+    from clipcli.tasks.classify import ClassifyOptions as ClassifyOptions
+    from clipcli.tasks.classify import classify as classify
+    from clipcli.weights.model import Model as Model
+    from clipcli.weights.model import load_model as load_model
+    from clipcli.zeroshot.classifier import Classifier as Classifier
+    from clipcli.zeroshot.classifier_file import load_classifier as load_classifier
+    from clipcli.zeroshot.classifier_file import save_classifier as save_classifier
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Candidate": "records",
+    "Classifier": "zeroshot.classifier",
+    "ClassifyOptions": "tasks.classify",
+    "ClipcliError": "errors",
+    "Failure": "records",
+    "Label": "records",
+    "Model": "weights.model",
+    "Prediction": "records",
+    "Source": "records",
+    "Store": "store.database",
+    "build_classifier": "tasks.build",
+    "classify": "tasks.classify",
+    "load_classifier": "zeroshot.classifier_file",
+    "load_model": "weights.model",
+    "save_classifier": "zeroshot.classifier_file",
+}
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604 -- the keys are names
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'clipcli' has no attribute {name!r}")
+    value = getattr(import_module(f"clipcli.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

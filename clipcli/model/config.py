@@ -1,7 +1,7 @@
 """What a CLIP model is made of, as values: two towers, and how pictures are prepared for it.
 
 Comes from a checkpoint's configuration or from its tensors' shapes (`weights/`); read by the model, the
-transform and the fingerprints. No torch here: a picture can be prepared, and a checkpoint checked, without it.
+transform and the fingerprints. No torch here: pictures can be prepared, and a checkpoint checked, without it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,10 @@ def is_image_key(name: str) -> bool:
 
 
 def expected_shapes(config: ClipConfig) -> dict[str, Shape]:
-    """Every tensor that a checkpoint of `config` must hold, by its original name, and its shape."""
+    """Every tensor that a checkpoint of `config` must hold, by its original name, and its shape.
+
+    BatchNorm's `num_batches_tracked` is left out: only training looks at it, and not every file has it.
+    """
     if isinstance(config.vision, ViTConfig):
         image = _vit_shapes(config.vision, config.embed_dim)
     else:
@@ -107,7 +110,10 @@ def _transformer_shapes(name: str, layers: int, width: int, mlp_width: int) -> d
     shapes: dict[str, Shape] = {}
     for block in (f"{name}.resblocks.{i}" for i in range(layers)):
         shapes |= _norm_shapes(f"{block}.ln_1", width)
-        shapes |= {f"{block}.attn.in_proj_weight": (3 * width, width), f"{block}.attn.in_proj_bias": (3 * width,)}
+        shapes |= {
+            f"{block}.attn.in_proj_weight": (3 * width, width),
+            f"{block}.attn.in_proj_bias": (3 * width,),
+        }
         shapes |= _linear_shapes(f"{block}.attn.out_proj", width, width)
         shapes |= _norm_shapes(f"{block}.ln_2", width)
         shapes |= _linear_shapes(f"{block}.mlp.c_fc", width, mlp_width)
@@ -133,14 +139,15 @@ def _convolution_shapes(conv: str, bn: str, inputs: int, outputs: int, size: int
     return {
         f"{conv}.weight": (outputs, inputs, size, size),
         **{f"{bn}.{name}": (outputs,) for name in statistics},
-        f"{bn}.num_batches_tracked": (),
     }
 
 
 def _resnet_shapes(resnet: ResNetConfig, embed_dim: int) -> dict[str, Shape]:
     width = resnet.width
     shapes: dict[str, Shape] = {}
-    for i, (inputs, outputs) in enumerate([(3, width // 2), (width // 2, width // 2), (width // 2, width)], 1):
+    for i, (inputs, outputs) in enumerate(
+        [(3, width // 2), (width // 2, width // 2), (width // 2, width)], 1
+    ):
         shapes |= _convolution_shapes(f"conv{i}", f"bn{i}", inputs, outputs, 3)
     inputs = width
     for stage, blocks in enumerate(resnet.layers):
@@ -151,7 +158,9 @@ def _resnet_shapes(resnet: ResNetConfig, embed_dim: int) -> dict[str, Shape]:
             shapes |= _convolution_shapes(f"{block}.conv2", f"{block}.bn2", planes, planes, 3)
             shapes |= _convolution_shapes(f"{block}.conv3", f"{block}.bn3", planes, 4 * planes, 1)
             if index == 0:  # the only block of a stage that changes the number of channels or the size
-                shapes |= _convolution_shapes(f"{block}.downsample.0", f"{block}.downsample.1", inputs, 4 * planes, 1)
+                shapes |= _convolution_shapes(
+                    f"{block}.downsample.0", f"{block}.downsample.1", inputs, 4 * planes, 1
+                )
             inputs = 4 * planes
     shapes["attnpool.positional_embedding"] = ((resnet.image_size // 32) ** 2 + 1, inputs)
     for name in ("k_proj", "q_proj", "v_proj"):

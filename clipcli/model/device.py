@@ -1,0 +1,70 @@
+"""Where a tower runs and in which arithmetic: choose, name, explain.
+
+| device | `auto` precision | why |
+|-|-|-|
+| cuda, compute capability ≥ 7.0 | fp16 | tensor cores; nearer to fp32 than bf16 |
+| cuda, older | fp32 | half precision is slow there |
+| mps | fp32 | half precision gave NaN (openai/CLIP#337) |
+| cpu | fp32 | bf16 is 10 x slower on most |
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from clipcli.errors import UsageError
+
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A device and an arithmetic, both decided."""
+
+    device: torch.device
+    precision: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of weights and activations."""
+        return DTYPES[self.precision]
+
+    @property
+    def arithmetic(self) -> str:
+        """Runtime and precision: numbers made in the same arithmetic may be kept under the same key."""
+        return f"torch-{self.precision}"
+
+    def __str__(self) -> str:
+        name = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
+        return f"{self.device}{name}, {self.precision}"
+
+
+def place(device: str = "auto", precision: Precision = "auto") -> Placement:
+    """Decide where and how to compute. `device`: auto, cpu, cuda, cuda:N or mps. Raises UsageError."""
+    chosen = _device(device)
+    return Placement(chosen, _auto_precision(chosen) if precision == "auto" else precision)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise UsageError(f'unknown device "{name}"', hint="one of auto, cpu, cuda, cuda:N, mps")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        hint = "the torch that is installed sees no CUDA device" if not count else f"cuda:0 to cuda:{count - 1} are there"
+        raise UsageError(f'device "{name}" is not there', hint=hint)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError('device "mps" is not there', hint="use --device cpu")
+    return device
+
+
+def _auto_precision(device: torch.device) -> str:
+    fast_half = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+    return "fp16" if fast_half else "fp32"

@@ -1,0 +1,34 @@
+"""The causal text transformer (paper, section 2.4): token ids in, the embedding at the end token out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from clipcli.model.blocks import LayerNorm, Transformer
+from clipcli.model.config import TextConfig
+
+
+class TextTransformer(nn.Module):
+    """The text tower. No token sees a later one, so what follows the end token changes nothing."""
+
+    def __init__(self, config: TextConfig, embed_dim: int) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.positional_embedding = nn.Parameter(0.01 * torch.randn(config.context_length, config.width))
+        self.transformer = Transformer(
+            config.width, config.layers, config.heads, config.mlp_width, config.activation, causal=True
+        )
+        self.ln_final = LayerNorm(config.width)
+        self.text_projection = nn.Parameter(config.width**-0.5 * torch.randn(config.width, embed_dim))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Map token ids [B, N ≤ context_length] (int64) to embeddings [B, embed_dim], not normalised.
+
+        The end token is the largest id; rows are read at its first place, and may be padded behind it.
+        """
+        x = self.token_embedding(ids)  # [B, N, width]
+        x = x + self.positional_embedding[: ids.shape[1]].to(x.dtype)
+        x = self.transformer(x)
+        x = x[torch.arange(len(x), device=x.device), ids.argmax(dim=1)]  # [B, width]
+        return self.ln_final(x) @ self.text_projection  # [B, embed_dim]
