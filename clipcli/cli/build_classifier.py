@@ -1,0 +1,91 @@
+"""`clipcli build-classifier`: labels × templates into a cached weight matrix."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipcli.cli import options as opt
+from clipcli.cli.console import Talk
+from clipcli.cli.request import ModelChoice, Words, check_new_file, describe
+
+EXAMPLES = opt.epilog(
+    "clipcli build-classifier labels.txt -m models/ViT-B-32 -o my.safetensors",
+    "clipcli build-classifier labels.txt -t imagenet80 -o my.safetensors",
+    "clipcli build-classifier more.txt --extend my.safetensors -o larger.safetensors",
+    "clipcli classify photos/ -c my.safetensors",
+)
+
+Labels = Annotated[
+    str | None,
+    typer.Argument(metavar="[LABELS]", help="A label file: text, CSV, TSV or JSON.", show_default=False),
+]
+OutputFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="The classifier file (.safetensors). Without it only the store is filled.",
+        rich_help_panel=opt.OUTPUT,
+    ),
+]
+Extend = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="OLD",
+        help="Add LABELS to this classifier; only they are encoded.",
+        rich_help_panel=opt.CLASSIFIER,
+    ),
+]
+
+
+def build_classifier(
+    labels: Labels = None,
+    label: opt.InlineLabels = None,
+    prompts: opt.Prompts = None,
+    templates: opt.Templates = None,
+    extend: Extend = None,
+    model: opt.Model = None,
+    truncate: opt.Truncate = False,
+    vocabulary: opt.Vocabulary = None,
+    activation: opt.ActivationOf = None,
+    head_width: opt.HeadWidth = None,
+    output: OutputFile = None,
+    force: opt.Force = False,
+    device: opt.Device = "auto",
+    precision: opt.PrecisionOf = "auto",
+    no_cache: opt.NoCache = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    color: opt.Color = "auto",
+    debug: opt.Debug = False,
+) -> None:
+    """Make a classifier of labels once, to use it many times with classify -c."""
+    began = time.monotonic()
+    choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache)
+    words = Words(labels, label, prompts, templates, truncate)
+    if output is not None:
+        check_new_file(output, force=force)
+
+    from clipcli.zeroshot import classifier as zeroshot
+    from clipcli.zeroshot.classifier_file import load_classifier, save_classifier
+
+    with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
+        found = words.labels()
+        old = load_classifier(extend) if extend else None
+        sets = list(old.templates) if old and not templates else words.expanded()
+        with talk.working("loading"):
+            opened = choice.open(talk)
+        if old:
+            old.check_model(opened)
+        built = words.build(opened, found, sets, talk)
+        if old:
+            built = replace(built, classifier=zeroshot.extend(old, built.classifier))
+        if output is not None:
+            save_classifier(built.classifier, output)
+        talk.notice(f"{describe(built)}, {time.monotonic() - began:.1f} s")

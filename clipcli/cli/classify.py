@@ -1,0 +1,229 @@
+"""`clipcli classify`: a row for every picture."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clipcli.cli import options as opt
+from clipcli.cli.console import Talk, Ticker
+from clipcli.cli.request import Destination, ModelChoice, Pictures, Words
+from clipcli.errors import ExitCode, UsageError
+from clipcli.output.text import Counts
+from clipcli.records import Failure, Prediction, Row
+
+if TYPE_CHECKING:
+    from clipcli.output.sink import Sink
+    from clipcli.tasks.classify import ClassifyOptions
+    from clipcli.weights.model import Model
+    from clipcli.zeroshot.classifier import Classifier
+
+EXAMPLES = opt.epilog(
+    "clipcli classify photos/ -m models/ViT-B-32 -L cat -L dog",
+    "clipcli classify photos/ -l labels.txt -t imagenet80 -o answers.csv",
+    "clipcli classify photos/ -c my.safetensors --select cat -f paths --print0 | xargs -0 cp -t cats/",
+    'find . -name "*.jpg" -print0 | clipcli classify -0 -l labels.txt -f jsonl | jq .label',
+    "cat a.jpg | clipcli classify - -L cat -L dog",
+)
+
+Select = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--select",
+        metavar="LABEL",
+        help="Only rows whose label is this (repeatable). Failures are then on stderr alone.",
+        rich_help_panel=opt.OUTPUT,
+    ),
+]
+MinScore = Annotated[
+    float | None,
+    typer.Option(
+        metavar="N", min=0, max=1, help="Below this score a row abstains.", rich_help_panel=opt.OUTPUT
+    ),
+]
+MinCosine = Annotated[
+    float | None,
+    typer.Option(
+        metavar="N", min=-1, max=1, help="Below this cosine a row abstains.", rich_help_panel=opt.OUTPUT
+    ),
+]
+MinMargin = Annotated[
+    float | None,
+    typer.Option(
+        metavar="N", min=0, max=1, help="Below this margin a row abstains.", rich_help_panel=opt.OUTPUT
+    ),
+]
+UnknownLabel = Annotated[
+    str, typer.Option(metavar="NAME", help="The label of a row that abstains.", rich_help_panel=opt.OUTPUT)
+]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict", metavar="", help="Stop at the first failing picture.", rich_help_panel=opt.OUTPUT
+    ),
+]
+Background = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="More labels in the softmax; where one of them wins, the row abstains.",
+        rich_help_panel=opt.CLASSIFIER,
+    ),
+]
+Temperature = Annotated[
+    float, typer.Option(metavar="T", help="Divides the logits.", rich_help_panel=opt.CLASSIFIER)
+]
+
+
+def classify(
+    context: typer.Context,
+    inputs: opt.Inputs = None,
+    files_from: opt.FilesFrom = None,
+    null: opt.Null = False,
+    include: opt.Include = None,
+    exclude: opt.Exclude = None,
+    follow: opt.Follow = False,
+    pixels: opt.PixelPolicy = "auto",
+    crop: opt.CropPolicy = "model",
+    model: opt.Model = None,
+    labels: opt.LabelFile = None,
+    label: opt.InlineLabels = None,
+    prompts: opt.Prompts = None,
+    templates: opt.Templates = None,
+    classifier: opt.ClassifierFile = None,
+    background: Background = None,
+    temperature: Temperature = 1.0,
+    truncate: opt.Truncate = False,
+    vocabulary: opt.Vocabulary = None,
+    activation: opt.ActivationOf = None,
+    head_width: opt.HeadWidth = None,
+    output: opt.Output = None,
+    format: opt.Format = "auto",
+    top_k: opt.TopK = None,
+    select: Select = None,
+    min_score: MinScore = None,
+    min_cosine: MinCosine = None,
+    min_margin: MinMargin = None,
+    unknown_label: UnknownLabel = "unknown",
+    print0: opt.Print0 = False,
+    strict: Strict = False,
+    force: opt.Force = False,
+    batch_size: opt.BatchSize = None,
+    workers: opt.Workers = None,
+    device: opt.Device = "auto",
+    precision: opt.PrecisionOf = "auto",
+    no_cache: opt.NoCache = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    color: opt.Color = "auto",
+    debug: opt.Debug = False,
+) -> None:
+    """Say for every picture which of your labels fits it best.
+
+    Rows go to stdout (or --output), one a picture, in input order; everything else goes to stderr. Exit code 3:
+    some pictures failed, each in a row of its own.
+    """
+    pictures = Pictures(inputs or [], files_from, null, include or [], exclude or [], follow)
+    if not pictures.given:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(ExitCode.USAGE)
+    destination = Destination(output, format, force, top_k, print0, color)
+    choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache)
+    words = Words(labels, label, prompts, templates, truncate, classifier)
+    destination.check()
+    pictures.check()
+    choice.check()
+
+    from clipcli.tasks.classify import ClassifyOptions
+
+    options = ClassifyOptions(
+        top_k=top_k or 5,
+        temperature=temperature,
+        min_score=min_score,
+        min_cosine=min_cosine,
+        min_margin=min_margin,
+        unknown_label=unknown_label,
+        pixels=pixels,
+        crop=crop,
+        batch_size=batch_size,
+        workers=workers,
+        flush_after=0.2 if pictures.live else None,
+    )
+    with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
+        opened, classifier_, backdrop = _prepare(choice, words, background, options, talk)
+        wanted = _selected(select, classifier_, unknown_label)
+        from clipcli.tasks.classify import classify as task
+
+        rows = task(pictures.walk(), classifier_, opened, options, background=backdrop)
+        names = classifier_.names + (backdrop.names if backdrop else ())
+        with destination.open(names) as sink:
+            failed = _deliver(rows, sink, talk, wanted, strict, destination)
+    raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if failed else ExitCode.OK)
+
+
+def _prepare(
+    choice: ModelChoice, words: Words, background: str | None, options: ClassifyOptions, talk: Talk
+) -> tuple[Model, Classifier, Classifier | None]:
+    """Model, classifier and background; everything that can be wrong with words is told before weights are read."""
+    from clipcli.tasks.classify import check_names
+    from clipcli.zeroshot import labels as label_files
+    from clipcli.zeroshot.classifier_file import load_classifier
+
+    labels = words.labels()
+    classifier = load_classifier(words.classifier) if words.classifier else None
+    others = label_files.read(background) if background else []
+    names = classifier.names if classifier else tuple(label.name for label in labels)
+    check_names(names, tuple(label.name for label in others), options.unknown_label)
+    templates = list(classifier.templates) if classifier and not words.templates else words.expanded()
+    with talk.working("loading the model"):
+        model = choice.open(talk)
+    classifier = classifier or words.build(model, labels, templates, talk)
+    backdrop = words.build(model, others, templates, talk) if others else None
+    return model, classifier, backdrop
+
+
+def _selected(select: list[str] | None, classifier: Classifier, unknown_label: str) -> frozenset[str]:
+    """The labels of --select, which must be among those that rows can have."""
+    possible = [*classifier.names, unknown_label]
+    for name in select or []:
+        if name not in possible:
+            near = difflib.get_close_matches(name, possible)
+            raise UsageError(
+                f'--select "{name}": no such label',
+                hint=f"did you mean {' or '.join(near)}" if near else None,
+            )
+    return frozenset(select or [])
+
+
+def _deliver(
+    rows: Iterable[Row],
+    sink: Sink,
+    talk: Talk,
+    wanted: frozenset[str],
+    strict: bool,
+    destination: Destination,
+) -> int:
+    """Hand rows to the sink as they come; returns how many pictures failed."""
+    counts, began = Counts(), time.monotonic()
+    live = nullcontext(Ticker()) if destination.is_terminal else talk.working("classifying")
+    with live as tick:
+        for row in rows:
+            counts.add(row)
+            failed = isinstance(row, Failure)
+            if not wanted or (isinstance(row, Prediction) and row.label in wanted):
+                sink.write(row)
+            if failed and (wanted or destination.chosen == "paths"):
+                talk.failure(f"{row.path}: {row.kind}: {row.message}")
+            tick(counts.total)
+            if failed and strict:
+                break
+    if destination.chosen == "table":
+        for line in counts.lines():
+            talk.notice(line, name=False)
+    talk.notice(f"{counts.total:,} pictures, {counts.failed:,} failed, {time.monotonic() - began:.1f} s")
+    return counts.failed

@@ -1,0 +1,151 @@
+"""What the tool says to a person: notices, progress and errors, all of it on stderr.
+
+stdout is data and not touched here. Colour only on a terminal; names from outside are shown with their control
+characters escaped.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING
+
+from clipcli.errors import ClipcliError
+from clipcli.output.text import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+def wants_color(stream: IO[str], choice: str = "auto") -> bool:
+    """Whether `stream` gets colour: --color, then NO_COLOR, FORCE_COLOR and TERM, then whether it is a terminal."""
+    if choice != "auto":
+        return choice == "always"
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def say_error(error: ClipcliError, choice: str = "auto") -> None:
+    """Render an error: one line, and a hint on a second."""
+    red, cyan, end = (
+        ("\x1b[1;31m", "\x1b[36m", "\x1b[0m") if wants_color(sys.stderr, choice) else ("", "", "")
+    )
+    _write(f"{red}clipcli:{end} {printable(error.message)}\n")
+    if error.hint:
+        _write(f"{cyan}hint:{end} {printable(error.hint)}\n")
+
+
+def _write(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+class _Notices(logging.Handler):
+    def __init__(self, talk: Talk) -> None:
+        super().__init__(logging.WARNING)
+        self.talk = talk
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.talk.notice(record.getMessage())
+
+
+class Talk:
+    """The conversation of one command: how much is said, and the line that shows that work goes on."""
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False, color: str = "auto") -> None:
+        self.quiet = quiet
+        self.verbose = verbose and not quiet
+        self.color = color
+        self.live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not quiet
+        self._console: Console | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[Talk]:
+        """Show the library's notices for as long as this lasts."""
+        logger, handler = logging.getLogger("clipcli"), _Notices(self)
+        propagate, logger.propagate = logger.propagate, False
+        logger.addHandler(handler)
+        try:
+            yield self
+        finally:
+            logger.removeHandler(handler)
+            logger.propagate = propagate
+
+    def notice(self, text: str, *, name: bool = True) -> None:
+        """Say something that the user should know, unless --quiet; with our name before it, unless it goes on."""
+        if not self.quiet:
+            self._line(f"clipcli: {printable(text)}" if name else printable(text))
+
+    def failure(self, text: str) -> None:
+        """Say what could not be done, even with --quiet."""
+        self._line(f"clipcli: {printable(text)}")
+
+    def detail(self, text: str) -> None:
+        """Say what was chosen or reused: with --verbose only."""
+        if self.verbose:
+            self._line(printable(text))
+
+    @contextmanager
+    def working(self, text: str) -> Iterator[Ticker]:
+        """A line that lives on a terminal while work goes on, and is gone afterwards. Elsewhere silence."""
+        if not self.live:
+            yield Ticker()
+            return
+        with self._rich().status(text, spinner_style="cyan") as status:
+            yield LiveTicker(text, status.update)
+
+    def _line(self, text: str) -> None:
+        if self._console is not None:  # above the living line, not through it
+            self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        else:
+            _write(text + "\n")
+
+    def _rich(self) -> Console:
+        from rich.console import Console
+
+        if self._console is None:
+            self._console = Console(stderr=True, no_color=not wants_color(sys.stderr, self.color))
+        return self._console
+
+
+class Ticker:
+    """Counts what is done; says nothing."""
+
+    done = 0
+
+    def __call__(self, done: int, total: int | None = None) -> None:
+        """`done` things are done, of `total` if that is known."""
+        self.done = done
+
+
+class LiveTicker(Ticker):
+    """Counts on the terminal, ten times a second at most."""
+
+    def __init__(self, text: str, update: object) -> None:
+        self.text = text
+        self.update = update
+        self.began = self.shown = time.monotonic()
+
+    def __call__(self, done: int, total: int | None = None) -> None:
+        """Show `done` of `total`, and how many a second."""
+        self.done = done
+        now = time.monotonic()
+        if now - self.shown < 0.1 or not callable(self.update):
+            return
+        self.shown = now
+        rate = done / (now - self.began)
+        count = f"{done:,} of {total:,}" if total else f"{done:,}"
+        left = f", {_duration((total - done) / rate)} left" if total and rate else ""
+        self.update(f"{self.text}: {count}, {rate:.1f}/s{left}")
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

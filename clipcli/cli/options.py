@@ -1,0 +1,265 @@
+"""The options that commands share: one name, one letter, one meaning everywhere.
+
+Each is an `Annotated` type, so that a command's signature is its list of options. `--help` shows them in panels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+INPUT, CLASSIFIER, OUTPUT, SPEED, TALK = "Input", "Classifier", "Output", "Speed", "Talk"
+
+# ---- Input
+
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[INPUT]...",
+        help="Pictures, folders, or - for one picture's bytes on stdin. Without any, stdin is a list of paths.",
+        show_default=False,
+    ),
+]
+FilesFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="Read paths from FILE (- for stdin), one a line.", rich_help_panel=INPUT
+    ),
+]
+Null = Annotated[
+    bool,
+    typer.Option("--null", "-0", metavar="", help="Lists read are NUL-separated.", rich_help_panel=INPUT),
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB", help="In folders, only names that match (repeatable).", rich_help_panel=INPUT
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="In folders, no names that match (repeatable).", rich_help_panel=INPUT),
+]
+Follow = Annotated[
+    bool, typer.Option("--follow", metavar="", help="Follow links to folders.", rich_help_panel=INPUT)
+]
+PixelPolicy = Annotated[
+    Literal["auto", "reference"],
+    typer.Option(
+        "--pixels",
+        help="auto: turned upright, transparency on white, 16 bit scaled, colours to sRGB; "
+        "reference: bit for bit what the original code does.",
+        rich_help_panel=INPUT,
+    ),
+]
+CropPolicy = Annotated[
+    Literal["model", "center", "squash", "pad"],
+    typer.Option(
+        "--crop", help="How a picture becomes square; model: the checkpoint's own way.", rich_help_panel=INPUT
+    ),
+]
+
+# ---- Classifier
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="PATH",
+        envvar="CLIPCLI_MODEL",
+        help="A CLIP checkpoint: a directory (open_clip or transformers layout) or a .safetensors / .pt file.",
+        rich_help_panel=CLASSIFIER,
+        show_default=False,
+    ),
+]
+LabelFile = Annotated[
+    str | None,
+    typer.Option(
+        "--labels", "-l", metavar="FILE", help="Labels: text, CSV, TSV or JSON.", rich_help_panel=CLASSIFIER
+    ),
+]
+InlineLabels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label", "-L", metavar="LABEL", help="One label (repeatable).", rich_help_panel=CLASSIFIER
+    ),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help='Whole sentences in place of templates: {"label": ["sentence", ...]}.',
+        rich_help_panel=CLASSIFIER,
+    ),
+]
+Templates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--templates",
+        "-t",
+        metavar="SET",
+        envvar="CLIPCLI_TEMPLATES",
+        help='Template set, file, or literal such as "a photo of a <>." (repeatable). Default: imagenet7.',
+        rich_help_panel=CLASSIFIER,
+        show_default=False,
+    ),
+]
+ClassifierFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--classifier",
+        "-c",
+        metavar="FILE",
+        help="A classifier file made by build-classifier, in place of labels.",
+        rich_help_panel=CLASSIFIER,
+    ),
+]
+Truncate = Annotated[
+    bool,
+    typer.Option(
+        "--truncate",
+        metavar="",
+        help="Cut prompts that are too long, not refuse them.",
+        rich_help_panel=CLASSIFIER,
+    ),
+]
+Vocabulary = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The model's BPE vocabulary, where it doesn't lie beside the weights.",
+        rich_help_panel=CLASSIFIER,
+    ),
+]
+ActivationOf = Annotated[
+    Literal["quick_gelu", "gelu"] | None,
+    typer.Option(
+        "--activation", help="For a bare state dict, which doesn't tell.", rich_help_panel=CLASSIFIER
+    ),
+]
+HeadWidth = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="For a bare state dict: channels an attention head, where not 64.",
+        rich_help_panel=CLASSIFIER,
+    ),
+]
+
+# ---- Output
+
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="Write rows to FILE, not to stdout.", rich_help_panel=OUTPUT
+    ),
+]
+Format = Annotated[
+    Literal["auto", "table", "tsv", "csv", "jsonl", "paths"],
+    typer.Option(
+        "--format",
+        "-f",
+        help="auto: by the ending of --output, else a table on a terminal and tsv in a pipe.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        "--top-k",
+        "-k",
+        metavar="N",
+        min=1,
+        help="Labels a row. Default: 1, in jsonl 5.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Print0 = Annotated[
+    bool,
+    typer.Option(
+        "--print0",
+        metavar="",
+        help="With -f paths: NUL after each path, for xargs -0.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", metavar="", help="Replace an existing output file.", rich_help_panel=OUTPUT)
+]
+
+# ---- Speed
+
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        "-b",
+        metavar="N",
+        min=1,
+        help="Pictures a batch. Default: by device.",
+        rich_help_panel=SPEED,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        "-j",
+        metavar="N",
+        min=1,
+        envvar="CLIPCLI_WORKERS",
+        help="Threads that decode pictures. Default: one a CPU.",
+        rich_help_panel=SPEED,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        "-d",
+        metavar="DEVICE",
+        envvar="CLIPCLI_DEVICE",
+        help="auto, cpu, cuda, cuda:N or mps.",
+        rich_help_panel=SPEED,
+    ),
+]
+PrecisionOf = Annotated[
+    Literal["auto", "fp32", "fp16", "bf16"],
+    typer.Option(
+        "--precision",
+        "-p",
+        envvar="CLIPCLI_PRECISION",
+        help="auto: fp16 on CUDA with tensor cores, else fp32.",
+        rich_help_panel=SPEED,
+    ),
+]
+NoCache = Annotated[
+    bool,
+    typer.Option("--no-cache", metavar="", help="Neither read nor fill the store.", rich_help_panel=SPEED),
+]
+
+# ---- Talk
+
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", metavar="", help="Nothing but errors on stderr.", rich_help_panel=TALK),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", metavar="", help="Say what was chosen and what was reused.", rich_help_panel=TALK
+    ),
+]
+Color = Annotated[
+    Literal["auto", "always", "never"], typer.Option(help="Colour on terminals.", rich_help_panel=TALK)
+]
+Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show tracebacks.", rich_help_panel=TALK)]
+
+
+def epilog(*examples: str) -> str:
+    """Commands that really work, for the end of a `--help` page."""
+    return "\n\n".join(["[bold]Examples[/bold]", *(example.replace("[", r"\[") for example in examples)])

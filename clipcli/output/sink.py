@@ -1,0 +1,123 @@
+"""What every output format has in common, and the choice between them.
+
+In: rows and a binary stream (file names are bytes). Out: whole lines of bytes, one `write` and one flush a
+row, so that a row is seen as soon as it is made and a killed run leaves no half line. Opening and closing
+files, closed pipes, colour on or off and exit codes are the caller's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import BinaryIO, Protocol, cast
+
+from clipcli.errors import UsageError
+from clipcli.records import Candidate, Prediction, Row
+
+
+@dataclass(frozen=True)
+class SinkOptions:
+    """What a person may choose about the rows."""
+
+    top_k: int | None = None  # labels a row; None: the format's own number
+    null: bool = False  # paths: end names with NUL instead of a newline
+    color: bool = False  # table only
+    width: int | None = None  # columns of the terminal, table only; None: ask the terminal
+    labels: tuple[str, ...] = ()  # the candidates, for widths and numbers of columns; () where unknown
+
+
+class Sink(Protocol):
+    """Takes rows, writes them."""
+
+    def write(self, row: Row) -> None:
+        """Write one row. Raises OSError as the stream does."""
+
+    def flush(self) -> None:
+        """Hand on what the stream still holds."""
+
+    def close(self) -> None:
+        """Finish the output after the last row; the stream stays open."""
+
+
+class LineSink:
+    """A sink of one line a row: a format is a subclass with `line`, and `header` if it has one."""
+
+    default_top_k = 1
+
+    def __init__(self, stream: BinaryIO, options: SinkOptions) -> None:
+        self.stream = stream
+        self.options = options
+        self.top_k = self.default_top_k if options.top_k is None else options.top_k
+        if options.labels:
+            self.top_k = min(self.top_k, len(options.labels))
+        self._begun = False
+
+    def header(self) -> bytes:
+        """What stands before the first row."""
+        return b""
+
+    def line(self, row: Row) -> bytes:
+        """The row with its line end; empty where the format leaves it out."""
+        raise NotImplementedError
+
+    def write(self, row: Row) -> None:
+        """Write one row, whole, and flush."""
+        line = self.line(row) if self._begun else self.header() + self.line(row)
+        self._begun = True
+        if line:
+            self.stream.write(line)
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand on what the stream still holds."""
+        self.stream.flush()
+
+    def close(self) -> None:
+        """Write the header if no row did, and flush."""
+        if not self._begun and (header := self.header()):
+            self.stream.write(header)
+        self._begun = True
+        self.flush()
+
+    def others(self, row: Prediction) -> tuple[Candidate, ...]:
+        """The second candidate and those after it, `top_k - 1` at most."""
+        return row.top[1 : self.top_k]
+
+
+SinkFactory = Callable[[BinaryIO, SinkOptions], Sink]
+
+# module:class, imported when chosen: the table alone needs rich
+FORMATS = {
+    "table": "table:TableSink",
+    "tsv": "tsv:TsvSink",
+    "csv": "csv:CsvSink",
+    "jsonl": "jsonl:JsonlSink",
+    "paths": "paths:PathsSink",
+}
+ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+
+
+def encode(text: str) -> bytes:
+    """A label or message in UTF-8; what it holds of a file's name keeps its bytes."""
+    return text.encode("utf-8", sys.getfilesystemencodeerrors())
+
+
+def format_for(path: str | None, is_terminal: bool) -> str:
+    """The format that `auto` stands for: by the ending of `path`, and tsv for any that is unknown.
+
+    Without a path, or with `-` for stdout: a table on a terminal, tsv in a pipe.
+    """
+    if path is None or path == "-":
+        return "table" if is_terminal else "tsv"
+    return next((name for ending, name in ENDINGS.items() if path.lower().endswith(ending)), "tsv")
+
+
+def open_sink(format: str, stream: BinaryIO, options: SinkOptions) -> Sink:
+    """A sink that writes `format` to `stream`. Raises UsageError for a name that isn't in FORMATS."""
+    if format not in FORMATS:
+        raise UsageError(f"there is no format `{format}`", hint=f"choose one of {', '.join(FORMATS)}")
+    module, _, name = FORMATS[format].partition(":")
+    factory = cast(SinkFactory, getattr(import_module(f"clipcli.output.{module}"), name))
+    return factory(stream, options)

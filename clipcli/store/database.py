@@ -1,0 +1,178 @@
+"""What is kept between runs: small values under content keys, in one SQLite file (`connection.py`).
+
+In: keys of `keys.py`, arrays or digests. Out: those that are known. A damaged value is dropped with a notice,
+and when the values take too much room, those not used for longest go. It holds no models and no pictures, and
+doesn't know how values are made.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clipcli.store.connection import PAGE_BYTES, Database, transaction
+from clipcli.store.keys import file_key
+
+Array = npt.NDArray[np.float32]
+
+log = logging.getLogger("clipcli")
+
+SIZE_LIMIT = 2 << 30  # bytes of values
+MEMORY_LIMIT = 256 << 20  # the same where they are kept in memory alone
+VALUE_LIMIT = 10**9 - 2**20  # SQLite takes no row of more than 10**9 bytes
+DAY = 86_400  # seconds: a value's time of use is renewed at most once a day, so most reads write nothing
+CHUNK = 1_000  # keys in one query
+
+
+class Store:
+    """Values of earlier runs, by content key; a context manager, or `close()` it.
+
+    The file and its folder are made at the first use. `path` None keeps everything in memory: nothing is read
+    from earlier runs and nothing left for later ones. Threads and processes may share a store. No method
+    fails because of the file, but for StoreError when a newer clipcli wrote it.
+    """
+
+    def __init__(self, path: Path | None, *, size_limit: int = SIZE_LIMIT) -> None:
+        self._database = Database(path)
+        self._size_limit = size_limit
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; a later call opens it again."""
+        self._database.close()
+
+    @property
+    def path(self) -> Path | None:
+        """Where values are kept; None: in memory, by choice or because the file can't be used."""
+        return self._database.path
+
+    def tensor_digest(self, file: Path, part: str, build: Callable[[], bytes]) -> bytes:
+        """What `build()` returned for `part` of `file`, run only when the file is new or has changed.
+
+        A file is known by its resolved path, size, modification time and inode. Raises OSError without one.
+        """
+        key = file_key(file, part)
+        known = self._read("digest", [key]).get(key)
+        if known is not None:
+            return bytes(known)
+        digest = build()
+        if file_key(file, part) == key:  # else it was written to meanwhile
+            self._write("digest", {key: np.frombuffer(digest, np.uint8)}, "")
+        return digest
+
+    def prompt_vectors(self, keys: Sequence[bytes]) -> dict[bytes, Array]:
+        """The vectors that are known, float32 [D], read-only, by `prompt_key`."""
+        return self._read("prompt", keys)
+
+    def keep_prompt_vectors(self, vectors: Mapping[bytes, Array], model: str = "") -> None:
+        """Keep vectors, float32 [D], in one transaction; `model`: the text tower's fingerprint."""
+        self._write("prompt", vectors, model)
+
+    def classifier(self, key: bytes) -> Array | None:
+        """The class weights under `classifier_key`, float32 [L, D], read-only, or None."""
+        return self._read("classifier", [key]).get(key)
+
+    def keep_classifier(self, key: bytes, weight: Array, model: str = "") -> None:
+        """Keep class weights, float32 [L, D]; `model`: the text tower's fingerprint."""
+        self._write("classifier", {key: weight}, model)
+
+    def _read(self, kind: str, keys: Sequence[bytes]) -> dict[bytes, Any]:
+        """The intact values under `keys`: uint8 for digests, float32 for all others."""
+
+        def work(connection: sqlite3.Connection) -> dict[bytes, Any]:
+            found: dict[bytes, Any] = {}
+            damaged: list[tuple[int]] = []
+            stale: list[tuple[int, int]] = []
+            now = int(time.time())
+            for start in range(0, len(keys), CHUNK):
+                part = keys[start : start + CHUNK]
+                rows = connection.execute(
+                    "SELECT id, key, shape, checksum, value, used NOT BETWEEN ? AND ? FROM entry"
+                    f" WHERE kind = ? AND key IN ({', '.join('?' * len(part))})",
+                    (now - DAY, now + DAY, kind, *part),
+                )
+                for number, key, shape, checksum, value, is_stale in rows:
+                    if not _is_intact(key, shape, checksum, value):
+                        damaged.append((number,))
+                        continue
+                    found[key] = _array(kind, shape, value)
+                    if is_stale:
+                        stale.append((now, number))
+            if damaged or stale:
+                with transaction(connection):
+                    connection.executemany("DELETE FROM entry WHERE id = ?", damaged)
+                    connection.executemany("UPDATE entry SET used = ? WHERE id = ?", stale)
+            if damaged:
+                log.warning("damaged entries in the store: %d dropped, to be computed again", len(damaged))
+            return found
+
+        return self._database.run(work) if keys else {}
+
+    def _write(self, kind: str, values: Mapping[bytes, npt.NDArray[Any]], model: str) -> None:
+        def row(key: bytes, array: npt.NDArray[Any], now: int) -> tuple[Any, ...]:
+            shape = "x".join(map(str, array.shape)).encode()
+            value = array.astype(_dtype(kind), copy=False).tobytes()
+            return kind, key, model, now, len(value), shape, _checksum(key, shape, value), value
+
+        def work(connection: sqlite3.Connection) -> None:
+            limit = self._size_limit if self.path else min(self._size_limit, MEMORY_LIMIT)
+            now = int(time.time())
+            with transaction(connection):
+                connection.executemany(
+                    "INSERT OR REPLACE INTO entry (kind, key, model, used, size, shape, checksum, value)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        row(key, array, now)
+                        for key, array in values.items()
+                        if array.nbytes <= min(limit, VALUE_LIMIT)
+                    ),
+                )
+                _evict(connection, limit)
+
+        if values:
+            self._database.run(work)
+
+
+def _evict(connection: sqlite3.Connection, limit: int) -> None:
+    """If the values take more than `limit` bytes, delete the longest unused until a tenth of it is free."""
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+    if (pages - free) * PAGE_BYTES <= limit:  # spares the sum over all entries
+        return
+    (total,) = connection.execute("SELECT total(size) FROM entry").fetchone()
+    if total > limit:
+        connection.execute(
+            "DELETE FROM entry WHERE id IN (SELECT id FROM (SELECT id, size,"
+            " sum(size) OVER (ORDER BY used, size, id) AS upto FROM entry) WHERE upto - size < ?)",
+            (total - limit * 9 // 10,),
+        )
+
+
+def _dtype(kind: str) -> str:
+    return "|u1" if kind == "digest" else "<f4"
+
+
+def _array(kind: str, shape: bytes, value: bytes) -> npt.NDArray[Any]:
+    return np.frombuffer(value, _dtype(kind)).reshape([int(size) for size in shape.split(b"x")])
+
+
+def _is_intact(key: bytes, shape: object, checksum: object, value: object) -> bool:
+    """Whether a row is what was written: damage may change types, too."""
+    return isinstance(shape, bytes) and isinstance(value, bytes) and _checksum(key, shape, value) == checksum
+
+
+def _checksum(key: bytes, shape: bytes, value: bytes) -> int:
+    return zlib.crc32(value, zlib.crc32(shape, zlib.crc32(key)))

@@ -1,0 +1,179 @@
+"""A checkpoint at work: `load_model` opens one, `Model` encodes pictures and prompts with it.
+
+Nothing heavy happens before it is needed: torch is imported and a tower read when the first batch comes, so that a
+run whose answers lie in the store reads no weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipcli.errors import VocabularyError
+from clipcli.model.config import Activation, ClipConfig
+from clipcli.store.database import Store
+from clipcli.tokenizer import Tokenizer
+from clipcli.weights.load import Checkpoint, load_checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clipcli.model.clip import ImageTower
+    from clipcli.model.device import Placement, Precision
+    from clipcli.model.text import TextTransformer
+
+TOKENS_PER_BATCH = 1500  # more gains nothing on a CPU (two cores, ViT-B/32)
+Vectors = NDArray[np.float32]
+
+
+def load_model(  # noqa: PLR0913 -- the public face: each is one fact about one model
+    path: str | Path,
+    *,
+    device: str = "auto",
+    precision: Precision = "auto",
+    activation: Activation | None = None,
+    head_width: int | None = None,
+    vocabulary: str | Path | None = None,
+    store: Store | None = None,
+) -> Model:
+    """Open the checkpoint at `path`: a directory in open_clip's or transformers' layout, or a weight file.
+
+    `activation` and `head_width` are for bare state dicts, which don't tell; `store` defaults to one that is
+    forgotten with the process. Raises ModelError, VocabularyError, UsageError.
+    """
+    checkpoint = load_checkpoint(
+        Path(path),
+        activation=activation,
+        head_width=head_width,
+        vocabulary=Path(vocabulary) if vocabulary is not None else None,
+    )
+    return Model(checkpoint, device=device, precision=precision, store=store or Store(None))
+
+
+class Model:
+    """Two towers and a tokenizer. `encode_image` and `encode_text` return unit vectors in fp32 numpy."""
+
+    def __init__(self, checkpoint: Checkpoint, *, device: str, precision: Precision, store: Store) -> None:
+        self.checkpoint = checkpoint
+        self.store = store
+        self._asked = (device, precision)
+
+    @property
+    def name(self) -> str:
+        """What messages and classifier files call it."""
+        return self.checkpoint.name
+
+    @property
+    def config(self) -> ClipConfig:
+        """Its architecture and preprocessing."""
+        return self.checkpoint.config
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where it runs and in which precision."""
+        from clipcli.model.device import place
+
+        return place(*self._asked)
+
+    @cached_property
+    def image_fingerprint(self) -> str:
+        """The identity of the image tower with its preprocessing, whatever file it came in."""
+        return self.checkpoint.fingerprint("image", self.store)
+
+    @cached_property
+    def text_fingerprint(self) -> str:
+        """The identity of the text tower."""
+        return self.checkpoint.fingerprint("text", self.store)
+
+    @property
+    def vocabulary(self) -> Path:
+        """The file of the BPE vocabulary. Raises VocabularyError where there is none."""
+        if self.checkpoint.vocabulary is None:
+            raise VocabularyError(
+                f"{self.checkpoint.path}: no vocabulary beside the weights",
+                hint="put merges.txt or tokenizer.json there, or name one with --vocabulary FILE",
+            )
+        return self.checkpoint.vocabulary
+
+    @cached_property
+    def vocabulary_digest(self) -> str:
+        """The identity of the vocabulary's file."""
+        return hashlib.blake2b(self.vocabulary.read_bytes(), digest_size=16).hexdigest()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The byte-level BPE of the text tower."""
+        return Tokenizer.from_file(self.vocabulary, self.config.text.vocab_size)
+
+    def encode_image(self, pixels: NDArray[np.uint8]) -> Vectors:
+        """Map pictures [B, 3, size, size] (uint8, RGB) to unit embeddings [B, embed_dim] (fp32)."""
+        import torch
+
+        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+            mean, std = self._mean_and_std
+            batch = torch.from_numpy(pixels).to(self.placement.device)
+            normalised = batch.float().div_(255).sub_(mean).div_(std)
+            return _unit(self._image_tower(normalised.to(self.placement.dtype)))
+
+    def encode_text(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Vectors]]:
+        """Map prompts (token ids with start and end, ragged) to unit embeddings.
+
+        Yields (indices into `ids`, fp32 [len(indices), embed_dim]) as batches are done: prompts of like length
+        go together, since the causal tower needs no padding to the full context.
+        """
+        import torch
+
+        for indices in _batches_by_length(ids):
+            longest = len(ids[indices[-1]])
+            padded = np.zeros(
+                (len(indices), longest), dtype=np.int64
+            )  # what follows the end token is never seen
+            for row, index in enumerate(indices):
+                padded[row, : len(ids[index])] = ids[index]
+            with torch.inference_mode():
+                yield indices, _unit(self._text_tower(torch.from_numpy(padded).to(self.placement.device)))
+
+    @cached_property
+    def _image_tower(self) -> ImageTower:
+        from clipcli.model.clip import build_image_tower
+
+        tower = build_image_tower(self.config, self.checkpoint.tower("image"))
+        return tower.to(self.placement.device, self.placement.dtype)
+
+    @cached_property
+    def _text_tower(self) -> TextTransformer:
+        from clipcli.model.clip import build_text_tower
+
+        tower = build_text_tower(self.config, self.checkpoint.tower("text"))
+        return tower.to(self.placement.device, self.placement.dtype)
+
+    @cached_property
+    def _mean_and_std(self) -> tuple[Tensor, Tensor]:
+        import torch
+
+        preprocess, device = self.config.preprocess, self.placement.device
+        mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (preprocess.mean, preprocess.std))
+        return mean, std
+
+
+def _unit(x: Tensor) -> Vectors:
+    x = x.float()
+    vectors: Vectors = (x / x.norm(dim=1, keepdim=True)).cpu().numpy()
+    return vectors
+
+
+def _batches_by_length(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    batch: list[int] = []
+    for index in sorted(range(len(ids)), key=lambda i: len(ids[i])):
+        if batch and (len(batch) + 1) * len(ids[index]) > TOKENS_PER_BATCH:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

@@ -1,0 +1,196 @@
+"""The transformers layout: a folder with `config.json` of a CLIPModel and `model.safetensors` or `.bin`.
+
+Goes out: the configuration, and the tensors under the original names: `q_proj`, `k_proj`, `v_proj` become one
+`in_proj`, the two projections are transposed. `preprocessor_config.json` tells how pictures are prepared.
+transformers is not imported.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipcli.errors import ModelError, NotPlainClip
+from clipcli.model.config import (
+    OPENAI_MEAN,
+    OPENAI_STD,
+    Activation,
+    ClipConfig,
+    Preprocess,
+    TextConfig,
+    ViTConfig,
+)
+from clipcli.weights.fields import PLAIN_CLIP, Fields, read_fields
+from clipcli.weights.tensors import FLOATING, Array, Tensor, read_tensors
+
+CONFIG = "config.json"
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_NAMES = (  # theirs, ours; applied in order
+    (r"^vision_model\.", "visual."),
+    (r"^text_model\.", ""),
+    (r"encoder\.layers\.", "transformer.resblocks."),
+    (r"layer_norm1\.", "ln_1."),
+    (r"layer_norm2\.", "ln_2."),
+    (r"self_attn\.", "attn."),
+    (r"mlp\.fc1\.", "mlp.c_fc."),
+    (r"mlp\.fc2\.", "mlp.c_proj."),
+    (r"pre_layrnorm\.", "ln_pre."),
+    (r"post_layernorm\.", "ln_post."),
+    (r"final_layer_norm\.", "ln_final."),
+    (r"embeddings\.patch_embedding\.", "conv1."),
+    (r"embeddings\.class_embedding$", "class_embedding"),
+    (r"embeddings\.position_embedding\.weight$", "positional_embedding"),
+    (r"embeddings\.token_embedding\.", "token_embedding."),
+    (r"^visual_projection\.weight$", "visual.proj"),
+    (r"^text_projection\.weight$", "text_projection"),
+)
+
+
+def read(folder: Path, weights: Path) -> tuple[ClipConfig, dict[str, Tensor], tuple[Path, ...]]:
+    """Configuration, tensors and weight files of `folder`. Raises ModelError, NotPlainClip, UnsafeFile."""
+    fields = read_fields(folder / CONFIG)
+    if fields.values.get("model_type") != "clip":
+        raise NotPlainClip(
+            f"{fields.path}: `model_type` is {fields.values.get('model_type')!r}, not 'clip'", hint=PLAIN_CLIP
+        )
+    config = _config(fields, folder)
+    files = _shards(weights) if weights.suffix == ".json" else (weights,)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= read_tensors(file)
+    return config, rename(tensors), files
+
+
+def is_transformers(tensors: dict[str, Tensor]) -> bool:
+    """Whether a state dict carries transformers' names."""
+    return "text_model.embeddings.token_embedding.weight" in tensors
+
+
+def rename(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors by their original names; what has none keeps its own."""
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        ours = name
+        for pattern, replacement in _NAMES:
+            ours = re.sub(pattern, replacement, ours)
+        renamed[ours] = _transposed(tensor) if ours in ("visual.proj", "text_projection") else tensor
+    for name in [name for name in renamed if ".attn.q_proj." in name]:
+        names = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
+        parts = [renamed[part] for part in names if part in renamed]
+        if len(parts) == 3 and len({part.shape for part in parts}) == 1:
+            renamed[name.replace(".q_proj.", ".in_proj_")] = _joined(parts)
+            for part in names:
+                del renamed[part]
+    return renamed
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    return Tensor(tensor.shape[::-1], tensor.dtype, lambda: tensor.read().T)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    def read() -> Array:
+        return np.concatenate([part.read() for part in parts])
+
+    rows, *rest = parts[0].shape
+    kinds = {part.dtype for part in parts}
+    dtype = min(kinds) if len(kinds) == 1 or not kinds <= FLOATING else "F32"
+    return Tensor((rows * len(parts), *rest), dtype, read)
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    names = read_fields(index).section("weight_map").values.values()
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or name in ("", "..") or "\\" in name:
+            raise ModelError(f"{index}: {name!r} is not the name of a file beside it")
+    if not names:
+        raise ModelError(f"{index}: `weight_map` names no files")
+    return tuple(index.parent / name for name in sorted(set(names)))
+
+
+def _config(fields: Fields, folder: Path) -> ClipConfig:
+    vision, text = _tower(fields, "vision_config"), _tower(fields, "text_config")
+    size = vision.integer("image_size", 224)
+    if vision.integer("num_channels", 3) != 3:
+        raise vision.foreign("num_channels")
+    vocab_size = text.integer("vocab_size", 49408)
+    if text.values.get("eos_token_id") not in (
+        None,
+        2,
+        vocab_size - 1,
+    ):  # 2 in old files means the largest id
+        raise text.foreign("eos_token_id")
+    return ClipConfig(
+        embed_dim=fields.integer("projection_dim", 512),
+        vision=ViTConfig(
+            image_size=size,
+            patch_size=vision.integer("patch_size", 32),
+            **_transformer(vision, width=768, heads=12),
+        ),
+        text=TextConfig(
+            context_length=text.integer("max_position_embeddings", 77),
+            vocab_size=vocab_size,
+            **_transformer(text, width=512, heads=8),
+        ),
+        preprocess=_preprocess(folder, size),
+    )
+
+
+def _tower(fields: Fields, key: str) -> Fields:
+    """A tower's section; older files say the same, or more, again under `…_dict`."""
+    section, older = fields.section(key), fields.section(f"{key}_dict")
+    return Fields(fields.path, key, {**section.values, **older.values})
+
+
+def _transformer(fields: Fields, *, width: int, heads: int) -> dict[str, Any]:
+    """What both towers have; the arguments are transformers' defaults for what a file leaves out."""
+    if fields.number("layer_norm_eps", 1e-5) != 1e-5:
+        raise fields.foreign("layer_norm_eps")
+    activation: Activation = fields.values.get("hidden_act", "quick_gelu")
+    if activation not in ("quick_gelu", "gelu"):
+        raise fields.foreign("hidden_act")
+    mlp_width = fields.integer("intermediate_size", 4 * width)
+    width, heads = fields.integer("hidden_size", width), fields.integer("num_attention_heads", heads)
+    fields.divide(width, heads)
+    return {
+        "width": width,
+        "layers": fields.integer("num_hidden_layers", 12, most=1000),
+        "heads": heads,
+        "mlp_width": mlp_width,
+        "activation": activation,
+    }
+
+
+def _preprocess(folder: Path, image_size: int) -> Preprocess:
+    fields = Fields(folder, "", {})
+    if (path := folder / "preprocessor_config.json").is_file():
+        fields = read_fields(path)
+    elif (path := folder / "processor_config.json").is_file():
+        fields = read_fields(path).section("image_processor")
+    for key in ("do_resize", "do_rescale", "do_normalize"):
+        if fields.values.get(key) is False:
+            raise fields.foreign(key)
+    resample = fields.values.get("resample", 3)
+    if resample not in (2, 3):
+        raise fields.wrong("resample", "2 (bilinear) or 3 (bicubic)")
+    size = fields.values.get("size", image_size)
+    sides = size.values() if isinstance(size, dict) else [size]
+    if any(side not in (None, image_size) for side in sides):
+        raise fields.wrong("size", f"the model's {image_size}")
+    squash = isinstance(size, dict) and size.get("shortest_edge") is None
+    if not squash and fields.values.get("do_center_crop") is False:
+        raise fields.foreign("do_center_crop")
+    return Preprocess(
+        mean=fields.triple("image_mean", OPENAI_MEAN),
+        std=fields.triple("image_std", OPENAI_STD),
+        resize_mode="squash" if squash else "shortest",
+        interpolation="bicubic" if resample == 3 else "bilinear",
+    )

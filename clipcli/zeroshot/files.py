@@ -1,0 +1,107 @@
+"""Files that people write by hand, as text or JSON, and the places in them that messages name.
+
+Comes in: a path, perhaps `FILE.json#KEY`. Goes out: text, or parsed JSON. It doesn't know what labels are.
+Raises LabelError for everything that keeps a file from being read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from clipcli.errors import LabelError
+
+_FOREIGN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, lone halves of characters
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+def read_text(path: Path) -> str:
+    """The text of `path` (UTF-8, a byte order mark is dropped), its lines ended by `\\n`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        hint = "check the path" if isinstance(error, FileNotFoundError) else None
+        raise LabelError(f"{path}: {(error.strerror or str(error)).lower()}", hint=hint) from error
+    if data.startswith(_UTF16):
+        hint = 'save it as UTF-8 (Excel: "CSV UTF-8"; Notepad: encoding "UTF-8")'
+        raise LabelError(f"{path}: the text is UTF-16, not UTF-8", hint=hint)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = re.sub(rb"\r\n?", b"\n", data[: error.start]).count(b"\n") + 1
+        raise LabelError(f"{path}:{line}: not UTF-8", hint="save the file as UTF-8") from error
+    return re.sub("\r\n?", "\n", text)
+
+
+def exists(path: Path) -> bool:
+    """Whether something lies there; a name that no file can have is no error."""
+    try:
+        return path.exists()
+    except OSError:  # too long
+        return False
+
+
+def split_key(spec: str) -> tuple[Path, str | None]:
+    """`FILE.json#KEY` in two parts; no key (None) if a file has the whole name."""
+    file, hash_, key = spec.rpartition(".json#")
+    if not hash_ or exists(Path(spec)):
+        return Path(spec), None
+    return Path(f"{file}.json"), key
+
+
+def read_json(spec: str) -> Any:
+    """The JSON of `FILE.json`, or what its object has under `#KEY`. A key that stands twice is an error."""
+    path, key = split_key(spec)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        first: dict[str, int] = {}
+        for number, (name, _) in enumerate(pairs, 1):
+            if name in first:
+                what = f'"{name}" stands twice (first in entry {first[name]})'
+                raise LabelError(f"{path}: entry {number}: {what}", hint="give one of them another name")
+            first[name] = number
+        return dict(pairs)
+
+    try:
+        data = json.loads(read_text(path), object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        what = f"bad JSON: {error.msg[:1].lower()}{error.msg[1:]}"
+        raise LabelError(f"{path}:{error.lineno}: {what}", hint=f"see column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise LabelError(f"{path}: bad JSON: too long a number, or too deep") from error
+    if key is None:
+        return data
+    if not isinstance(data, dict):
+        raise LabelError(f"{path}: #{key} needs an object of lists", hint=f"leave #{key} out")
+    if key not in data:
+        raise LabelError(f'{path}: no key "{key}"', hint=propose(key, data))
+    return data[key]
+
+
+def checked(value: object, what: str, where: str) -> str:
+    """`value` without white space around it. Raises LabelError: no text, empty, control characters in it."""
+    if not isinstance(value, str):
+        quoted = f"{value!r}"[:40]
+        raise LabelError(f"{where}: {what} {quoted} is not text", hint='put it in quotes: "…"')
+    text = value.strip()
+    if not text:
+        raise LabelError(f"{where}: empty {what}", hint="write something there, or leave out the separator")
+    if found := _FOREIGN.search(text):
+        code = ord(found[0])
+        kind = "half of a character" if 0xD800 <= code < 0xE000 else "control character"
+        hint = "a table of columns needs the ending .tsv and a header" if code == 9 else "remove it"
+        raise LabelError(f"{where}: {kind} U+{code:04X} in {what} {text[:40]!r}", hint=hint)
+    return text
+
+
+def propose(name: str, known: Iterable[str]) -> str:
+    """A hint: the near name if there is one, and the first of those that exist."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, 1)
+    more = ", …" if len(names) > 30 else ""
+    there = f"there are: {', '.join(names[:30])}{more}" if names else "there are none"
+    return f'did you mean "{near[0]}"? {there}' if near else there
