@@ -45,7 +45,7 @@ _HOME = {
     "load_model": "weights.model",
     "save_classifier": "zeroshot.classifier_file",
 }
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604 -- the keys are names
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -161,8 +161,7 @@ def test_an_absent_model_option(cli: Run, photos: Path) -> None:
     result = cli("classify", photos, *LABELS)
     assert result.code == 2
     assert result.err == (
-        "clipcli: no model given\n"
-        "hint: name a CLIP checkpoint on this disk with --model PATH, or set CLIPCLI_MODEL\n"
+        "clipcli: no model given\nhint: name a CLIP checkpoint on this disk with --model PATH, or set CLIPCLI_MODEL\n"
     )
 
 

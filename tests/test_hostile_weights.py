@@ -110,9 +110,7 @@ def test_other_files(tmp_path: Path, content: bytes) -> None:
 
 def test_a_git_lfs_pointer(tmp_path: Path) -> None:
     folder = tiny.save(tmp_path / "model")
-    (folder / "open_clip_model.safetensors").write_text(
-        "version https://git-lfs.github.com/spec/v1\nsize 5\n"
-    )
+    (folder / "open_clip_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 5\n")
     assert "truncated or corrupt" in refused(folder).message
 
 
@@ -175,9 +173,7 @@ def legacy(tree: Any) -> bytes:
     return b"".join(pickle.dumps(part, 2) for part in parts)
 
 
-def archive(
-    index: bytes, members: dict[str, bytes] | None = None, compression: int = zipfile.ZIP_STORED
-) -> bytes:
+def archive(index: bytes, members: dict[str, bytes] | None = None, compression: int = zipfile.ZIP_STORED) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as zipped:
         zipped.writestr("archive/data.pkl", index)
@@ -346,9 +342,7 @@ def test_tensors_outside_their_storage(
     tmp_path: Path, offset: Any, shape: Any, strides: Any, numel: Any, key: Any, compression: int
 ) -> None:
     path = tmp_path / "a.pt"
-    path.write_bytes(
-        archive(index_of(offset, shape, strides, numel, key), {"data/0": bytes(24)}, compression)
-    )
+    path.write_bytes(archive(index_of(offset, shape, strides, numel, key), {"data/0": bytes(24)}, compression))
     with pytest.raises(ModelError, match="truncated or corrupt"):
         read_torch(path)["a"].read()
 
@@ -405,9 +399,7 @@ def test_zips_that_are_no_weights(tmp_path: Path) -> None:
     assert "big-endian" in refused(path).message
 
 
-@pytest.mark.parametrize(
-    "name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", 5, None, [1]]
-)
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", 5, None, [1]])
 def test_shards_outside_the_folder(tmp_path: Path, name: Any) -> None:
     folder = tiny.save(tmp_path / "model", "transformers")
     (folder / "model.safetensors").rename(tmp_path / "model.safetensors")

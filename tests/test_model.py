@@ -54,9 +54,7 @@ def check_parity(checkpoint: Checkpoint, folder: Path, outputs: str, tolerance: 
 
 
 @pytest.mark.parametrize(("name", "file", "outputs", "activation", "tolerance"), GOLDEN)
-def test_golden(
-    reference: Path, name: str, file: str, outputs: str, activation: str | None, tolerance: float
-) -> None:
+def test_golden(reference: Path, name: str, file: str, outputs: str, activation: str | None, tolerance: float) -> None:
     folder = reference / name
     checkpoint = load_checkpoint(folder / file, activation=activation)  # type: ignore[arg-type]
     check_parity(checkpoint, folder, outputs, tolerance)
@@ -75,9 +73,7 @@ def test_golden_with_gelu(reference: Path, tmp_path: Path) -> None:
 def test_end_to_end_with_real_text(reference: Path) -> None:
     """Labels as text and pictures as golden pixels give the golden probabilities."""
     folder = reference / "vit-fullvocab"
-    model = load_model(
-        folder / "state_dict.safetensors", activation="quick_gelu", vocabulary=reference / "merges.txt"
-    )
+    model = load_model(folder / "state_dict.safetensors", activation="quick_gelu", vocabulary=reference / "merges.txt")
     inputs, expected = load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors")
     labels = ["an astronaut", "a cat", "a cup of coffee", "a rocket", "a dog", "a motorcycle"]
     labels += ["a page of text", "the moon"]

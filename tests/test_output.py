@@ -144,9 +144,7 @@ def test_jsonl_has_five_labels_unless_told() -> None:
 
 
 def test_jsonl_says_null_for_what_is_no_number() -> None:
-    row = json.loads(
-        written("jsonl", replace(CAT, score=float("nan"), cosine=float("inf"), margin=float("-inf")))
-    )
+    row = json.loads(written("jsonl", replace(CAT, score=float("nan"), cosine=float("inf"), margin=float("-inf"))))
     assert (row["score"], row["cosine"], row["margin"]) == (None, None, None)
 
 
@@ -192,9 +190,7 @@ def test_csv_with_several_labels() -> None:
 
 def test_paths() -> None:
     assert written("paths", *ROWS) == b'a.jpg\ntab\t"q"\\\n\r\xff\xc3\xa9.jpg\n'
-    assert (
-        written("paths", *ROWS, options=SinkOptions(null=True)) == b'a.jpg\0tab\t"q"\\\n\r\xff\xc3\xa9.jpg\0'
-    )
+    assert written("paths", *ROWS, options=SinkOptions(null=True)) == b'a.jpg\0tab\t"q"\\\n\r\xff\xc3\xa9.jpg\0'
 
 
 def test_table() -> None:
@@ -278,9 +274,7 @@ def test_each_row_is_one_write_and_seen_at_once(format: str) -> None:
 
 def test_no_rows_leave_the_header_alone() -> None:
     empty = {format: written(format) for format in FORMATS}
-    assert empty == dict.fromkeys(FORMATS, b"") | {
-        "csv": b"path,label,score,cosine,margin,abstained,error\r\n"
-    }
+    assert empty == dict.fromkeys(FORMATS, b"") | {"csv": b"path,label,score,cosine,margin,abstained,error\r\n"}
 
 
 @pytest.mark.parametrize(
@@ -356,9 +350,7 @@ def test_jsonl_comes_back(rows: list[Row]) -> None:
         value = json.loads(line)
         jsonschema.validate(value, SCHEMA)
         name = os.fsencode(row.path)
-        assert (
-            base64.b64decode(value["path_bytes"]) if "path_bytes" in value else value["path"].encode()
-        ) == name
+        assert (base64.b64decode(value["path_bytes"]) if "path_bytes" in value else value["path"].encode()) == name
         assert value["path"] == name.decode("utf-8", "replace")
         if isinstance(row, Failure):
             assert value["error"]["kind"] == row.kind
@@ -384,9 +376,7 @@ def test_tsv_comes_back(rows: list[Row]) -> None:
             assert [unescape(field) for field in rest] == [row.message.encode("utf-8", "surrogateescape")]
         else:
             assert unescape(second).decode() == row.label
-            assert [unescape(field).decode() for field in rest[1::2]] == [
-                other.label for other in row.top[1:]
-            ]
+            assert [unescape(field).decode() for field in rest[1::2]] == [other.label for other in row.top[1:]]
 
 
 @settings(max_examples=80, deadline=None)

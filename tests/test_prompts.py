@@ -90,18 +90,13 @@ def test_too_long_names_label_template_and_count(tokenizer: Counting) -> None:
     with pytest.raises(LabelError) as error:
         tokenize(prompts, labels, tokenizer, 14)
     short = "x" * 59 + "…"
-    assert (
-        error.value.message
-        == f'labels.txt:7: label "{short}" with template "<> cat <>" makes 15 tokens, 14 fit'
-    )
+    assert error.value.message == f'labels.txt:7: label "{short}" with template "<> cat <>" makes 15 tokens, 14 fit'
     assert error.value.hint == "shorten it, or cut it with --truncate"
 
 
 def test_too_long_a_description(tokenizer: Counting) -> None:
     labels = [Label("cat", ("cat",), ("cat cat cat",))]
-    with pytest.raises(
-        LabelError, match=r'^label "cat" with description "cat cat cat" makes 5 tokens, 4 fit$'
-    ):
+    with pytest.raises(LabelError, match=r'^label "cat" with description "cat cat cat" makes 5 tokens, 4 fit$'):
         tokenize(fill(labels, [Template("<>")]), labels, tokenizer, 4)
 
 

@@ -172,9 +172,7 @@ def test_a_digest_is_not_kept_of_a_file_that_changes_meanwhile(file: Path, tmp_p
 
 
 def test_the_longest_unused_go_first(file: Path, clock: SimpleNamespace) -> None:
-    a, b, c = (
-        vectors(count, name, width=8192) for name, count in (("a", 20), ("b", 10), ("c", 10))
-    )  # 32 KiB each
+    a, b, c = (vectors(count, name, width=8192) for name, count in (("a", 20), ("b", 10), ("c", 10)))  # 32 KiB each
     with Store(file, size_limit=1 << 20) as store:
         store.keep_prompt_vectors(a)
         clock.now += DAY
@@ -402,9 +400,7 @@ def write_and_read(number: int, file: Path) -> None:
 
 def test_processes_lose_nothing(file: Path) -> None:
     run_processes(write_and_read, count=3, arguments=(file,))
-    expected = [
-        f"{number}-{round}-{i}".encode() for number in range(3) for round in range(20) for i in range(20)
-    ]
+    expected = [f"{number}-{round}-{i}".encode() for number in range(3) for round in range(20) for i in range(20)]
     with Store(file) as store:
         assert store.prompt_vectors(expected).keys() == set(expected)
 
@@ -480,8 +476,7 @@ def test_keys_stay_the_same() -> None:
     """A change here throws away every store: raise keys.VERSION with it."""
     assert prompt_key([49406, 320, 49407], "f00", "fp32 torch").hex() == "cf9680bc681e144e5dd7a4c7b88089d7"
     assert (
-        classifier_key(LABELS, TEMPLATES, "f00", "b00", "fp32 torch", False).hex()
-        == "179a18d0ffc89329c969ac136e7db5e3"
+        classifier_key(LABELS, TEMPLATES, "f00", "b00", "fp32 torch", False).hex() == "179a18d0ffc89329c969ac136e7db5e3"
     )
 
 
@@ -518,11 +513,7 @@ def test_a_classifier_key_follows_all_that_changes_the_weights() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.lists(st.integers(0, 2**32 - 1), max_size=3), st.text(max_size=3), st.text(max_size=3))
-    )
-)
+@given(st.lists(st.tuples(st.lists(st.integers(0, 2**32 - 1), max_size=3), st.text(max_size=3), st.text(max_size=3))))
 def test_different_prompts_have_different_keys(inputs: list[tuple[list[int], str, str]]) -> None:
     by_key = {prompt_key(*given): (tuple(given[0]), *given[1:]) for given in inputs}
     assert set(by_key.values()) == {(tuple(ids), *rest) for ids, *rest in inputs}

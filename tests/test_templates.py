@@ -229,9 +229,7 @@ def test_published_json(reference: Path) -> None:
 
 def test_imagenet_sets(reference: Path) -> None:
     folder = reference / "templates"
-    assert (
-        texts("imagenet7") == texts(templates.DEFAULT) == (folder / "imagenet7.txt").read_text().splitlines()
-    )
+    assert texts("imagenet7") == texts(templates.DEFAULT) == (folder / "imagenet7.txt").read_text().splitlines()
     expanded = texts("imagenet80")
     assert len(expanded) == 80
     assert set(expanded) == set((folder / "imagenet80.txt").read_text().splitlines())
@@ -254,13 +252,9 @@ def test_every_data_set_and_every_shipped_set_is_covered(reference: Path) -> Non
 
 
 def test_shipped_files_tell_their_purpose_source_and_are_listed() -> None:
-    listed = re.findall(
-        r"^\| `([\w-]+)` \| (\d+) \|", (SHIPPED / "README.md").read_text("utf-8"), re.MULTILINE
-    )
+    listed = re.findall(r"^\| `([\w-]+)` \| (\d+) \|", (SHIPPED / "README.md").read_text("utf-8"), re.MULTILINE)
     files = sorted(SHIPPED.glob("*.txt"))
-    assert {name: int(count) for name, count in listed} == {
-        path.stem: len(texts(str(path))) for path in files
-    }
+    assert {name: int(count) for name, count in listed} == {path.stem: len(texts(str(path))) for path in files}
     for path in files:
         purpose, source, *lines = path.read_text("utf-8").splitlines()
         assert purpose.startswith("# ") and source.startswith("# source: "), path

@@ -34,9 +34,7 @@ def words_of(size: int = SIZE) -> dict[str, int]:
     return {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
 
 
-def write_merges(
-    path: Path, merges: list[str] = MERGES, header: str = "#version: 0.2\n", end: str = "\n"
-) -> Path:
+def write_merges(path: Path, merges: list[str] = MERGES, header: str = "#version: 0.2\n", end: str = "\n") -> Path:
     path.write_bytes((header + "".join(f"{merge}{end}" for merge in merges)).encode())
     return path
 
@@ -65,9 +63,7 @@ def test_ids_equal_the_originals(full: Tokenizer, reference: Path) -> None:
         expected, length = row["ids"], row["length_before_cut"]
         if 49406 in expected[1:-1] or 49407 in expected[1:-1]:  # the text holds one, for us plain text
             literals += 1
-            expected = next(
-                other["ids"] for other in row["differs"] if "open_clip" in other["implementation"]
-            )
+            expected = next(other["ids"] for other in row["differs"] if "open_clip" in other["implementation"])
         (ids,) = full([row["text"]])
         if row["truncated"]:
             assert len(ids) == length or 49407 in row["ids"][1:-1], row["text"]
@@ -117,9 +113,7 @@ def test_tokens_are_readable(small: Tokenizer) -> None:
 
 def test_decode(small: Tokenizer, full: Tokenizer) -> None:
     assert small.decode(small(["The CAT é sat"])[0]) == "the cat é sat"
-    assert (
-        full.decode(full(["a photo of a hot-air balloon </w>"])[0]) == "a photo of a hot - air balloon </ w >"
-    )
+    assert full.decode(full(["a photo of a hot-air balloon </w>"])[0]) == "a photo of a hot - air balloon </ w >"
     with pytest.raises(KeyError):
         small.decode([SIZE])
 
@@ -213,9 +207,7 @@ def test_ids_of_the_file_are_honoured(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer.encode("cat the")) == "cat the"
 
 
-@pytest.mark.parametrize(
-    ("header", "end"), [("", "\n"), ("#version: 0.2\r\n", "\r\n"), ("#version: 0.2\n\n", "")]
-)
+@pytest.mark.parametrize(("header", "end"), [("", "\n"), ("#version: 0.2\r\n", "\r\n"), ("#version: 0.2\n\n", "")])
 def test_headers_and_line_ends(tmp_path: Path, small: Tokenizer, header: str, end: str) -> None:
     path = tmp_path / "merges.txt"
     if end:
@@ -237,9 +229,7 @@ def test_find_vocabulary(tmp_path: Path) -> None:
 
 def test_larger_than_the_text_tower(tmp_path: Path) -> None:
     path = write_merges(tmp_path / "merges.txt")
-    with pytest.raises(
-        VocabularyError, match=rf"merges.txt: the vocabulary has {SIZE} entries, .* {SIZE - 1}$"
-    ) as e:
+    with pytest.raises(VocabularyError, match=rf"merges.txt: the vocabulary has {SIZE} entries, .* {SIZE - 1}$") as e:
         Tokenizer.from_file(path, SIZE - 1)
     assert e.value.hint
 

@@ -92,9 +92,7 @@ def test_golden_files_are_one_model(reference: Path, kind: str) -> None:
 
 
 def test_golden_full_vocabulary(reference: Path) -> None:
-    checkpoint = load_checkpoint(
-        reference / "vit-fullvocab" / "state_dict.safetensors", activation="quick_gelu"
-    )
+    checkpoint = load_checkpoint(reference / "vit-fullvocab" / "state_dict.safetensors", activation="quick_gelu")
     assert (checkpoint.name, checkpoint.config.text.vocab_size) == ("state_dict", 49408)
 
 
@@ -132,9 +130,7 @@ def test_no_torch_is_imported(tmp_path: Path, layout: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize(
-    "wrap", ["state_dict", "model", "module", "parameters", "legacy", "legacy_parameters"]
-)
+@pytest.mark.parametrize("wrap", ["state_dict", "model", "module", "parameters", "legacy", "legacy_parameters"])
 def test_forms_of_torch_files(tmp_path: Path, wrap: str) -> None:
     torch = pytest.importorskip("torch")
     state = {name: torch.from_numpy(array) for name, array in tiny.weights(tiny.vit()).items()}
@@ -143,9 +139,7 @@ def test_forms_of_torch_files(tmp_path: Path, wrap: str) -> None:
     if wrap == "module":
         state = {f"module.{name}": tensor for name, tensor in state.items()}
     saved: Any = (
-        {wrap: state, "epoch": 3, "optimizer": {"step": torch.ones(2)}}
-        if wrap in ("state_dict", "model")
-        else state
+        {wrap: state, "epoch": 3, "optimizer": {"step": torch.ones(2)}} if wrap in ("state_dict", "model") else state
     )
     path = tmp_path / "model.pt"
     torch.save(saved, path, _use_new_zipfile_serialization="legacy" not in wrap)
@@ -195,9 +189,7 @@ def test_a_folder_of_both_layouts_is_open_clips(tmp_path: Path) -> None:
         ("transformers", "model.safetensors", "pytorch_model.bin"),
     ],
 )
-def test_bin_is_read_where_there_is_no_safetensors(
-    tmp_path: Path, layout: str, safe: str, pickled: str
-) -> None:
+def test_bin_is_read_where_there_is_no_safetensors(tmp_path: Path, layout: str, safe: str, pickled: str) -> None:
     torch = pytest.importorskip("torch")
     before = load_checkpoint(tiny.save(tmp_path, layout))
     torch.save({k: torch.from_numpy(v) for k, v in load_file(tmp_path / safe).items()}, tmp_path / pickled)
@@ -265,9 +257,7 @@ def test_a_model_that_transformers_wrote(tmp_path: Path, activation: Any) -> Non
 def test_transformers_reads_what_the_tests_write(tmp_path: Path) -> None:
     """So that the layouts of `tiny` are real ones."""
     transformers = pytest.importorskip("transformers")
-    _, info = transformers.CLIPModel.from_pretrained(
-        tiny.save(tmp_path, "transformers"), output_loading_info=True
-    )
+    _, info = transformers.CLIPModel.from_pretrained(tiny.save(tmp_path, "transformers"), output_loading_info=True)
     assert not any(info.values())
 
 
@@ -276,9 +266,7 @@ def test_transformers_leaves_out_what_is_default(tmp_path: Path) -> None:
 
     tiny.save(tmp_path, "transformers")
     (tmp_path / "preprocessor_config.json").unlink()
-    (tmp_path / "config.json").write_text(
-        '{"model_type": "clip", "text_config_dict": {"hidden_act": "gelu"}}'
-    )
+    (tmp_path / "config.json").write_text('{"model_type": "clip", "text_config_dict": {"hidden_act": "gelu"}}')
     config, _, _ = read(tmp_path, tmp_path / "model.safetensors")
     vision = config.vision
     assert isinstance(vision, ViTConfig)
@@ -295,9 +283,7 @@ def test_transformers_leaves_out_what_is_default(tmp_path: Path) -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(st.sampled_from(sorted(expected_shapes(tiny.resnet()))))
-def test_every_weight_is_part_of_its_towers_fingerprint(
-    tmp_path_factory: pytest.TempPathFactory, name: str
-) -> None:
+def test_every_weight_is_part_of_its_towers_fingerprint(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     config = tiny.resnet()
     arrays = tiny.weights(config)
     folder = tmp_path_factory.mktemp("model")

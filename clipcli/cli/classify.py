@@ -6,6 +6,7 @@ import difflib
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,30 +43,22 @@ Select = Annotated[
 ]
 MinScore = Annotated[
     float | None,
-    typer.Option(
-        metavar="N", min=0, max=1, help="Below this score a row abstains.", rich_help_panel=opt.OUTPUT
-    ),
+    typer.Option(metavar="N", min=0, max=1, help="Below this score a row abstains.", rich_help_panel=opt.OUTPUT),
 ]
 MinCosine = Annotated[
     float | None,
-    typer.Option(
-        metavar="N", min=-1, max=1, help="Below this cosine a row abstains.", rich_help_panel=opt.OUTPUT
-    ),
+    typer.Option(metavar="N", min=-1, max=1, help="Below this cosine a row abstains.", rich_help_panel=opt.OUTPUT),
 ]
 MinMargin = Annotated[
     float | None,
-    typer.Option(
-        metavar="N", min=0, max=1, help="Below this margin a row abstains.", rich_help_panel=opt.OUTPUT
-    ),
+    typer.Option(metavar="N", min=0, max=1, help="Below this margin a row abstains.", rich_help_panel=opt.OUTPUT),
 ]
 UnknownLabel = Annotated[
     str, typer.Option(metavar="NAME", help="The label of a row that abstains.", rich_help_panel=opt.OUTPUT)
 ]
 Strict = Annotated[
     bool,
-    typer.Option(
-        "--strict", metavar="", help="Stop at the first failing picture.", rich_help_panel=opt.OUTPUT
-    ),
+    typer.Option("--strict", metavar="", help="Stop at the first failing picture.", rich_help_panel=opt.OUTPUT),
 ]
 Background = Annotated[
     str | None,
@@ -75,9 +68,7 @@ Background = Annotated[
         rich_help_panel=opt.CLASSIFIER,
     ),
 ]
-Temperature = Annotated[
-    float, typer.Option(metavar="T", help="Divides the logits.", rich_help_panel=opt.CLASSIFIER)
-]
+Temperature = Annotated[float, typer.Option(metavar="T", help="Divides the logits.", rich_help_panel=opt.CLASSIFIER)]
 
 
 def classify(
@@ -140,6 +131,7 @@ def classify(
     choice.check()
 
     from clipcli.tasks.classify import ClassifyOptions
+    from clipcli.tasks.classify import classify as task
 
     options = ClassifyOptions(
         top_k=top_k or 5,
@@ -157,12 +149,13 @@ def classify(
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
         opened, classifier_, backdrop = _prepare(choice, words, background, options, talk)
         wanted = _selected(select, classifier_, unknown_label)
-        from clipcli.tasks.classify import classify as task
-
         rows = task(pictures.walk(), classifier_, opened, options, background=backdrop)
-        names = classifier_.names + (backdrop.names if backdrop else ())
-        with destination.open(names) as sink:
+        with talk.working("classifying"):
+            rows = chain(list(islice(rows, 1)), rows)  # the towers work: only now is an output file made
+        with destination.open(classifier_.names + (backdrop.names if backdrop else ())) as sink:
             failed = _deliver(rows, sink, talk, wanted, strict, destination)
+        if pictures.passed_over:
+            talk.detail(f"{pictures.passed_over:,} other files passed over")
     raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if failed else ExitCode.OK)
 
 
@@ -182,8 +175,9 @@ def _prepare(
     templates = list(classifier.templates) if classifier and not words.templates else words.expanded()
     with talk.working("loading the model"):
         model = choice.open(talk)
-    classifier = classifier or words.build(model, labels, templates, talk)
-    backdrop = words.build(model, others, templates, talk) if others else None
+    if classifier is None:
+        classifier = words.build(model, labels, templates, talk).classifier
+    backdrop = words.build(model, others, templates, talk).classifier if others else None
     return model, classifier, backdrop
 
 
@@ -214,14 +208,14 @@ def _deliver(
     with live as tick:
         for row in rows:
             counts.add(row)
-            failed = isinstance(row, Failure)
             if not wanted or (isinstance(row, Prediction) and row.label in wanted):
                 sink.write(row)
-            if failed and (wanted or destination.chosen == "paths"):
-                talk.failure(f"{row.path}: {row.kind}: {row.message}")
             tick(counts.total)
-            if failed and strict:
-                break
+            if isinstance(row, Failure):
+                if wanted or destination.chosen == "paths":
+                    talk.failure(f"{row.path}: {row.kind}: {row.message}")
+                if strict:
+                    break
     if destination.chosen == "table":
         for line in counts.lines():
             talk.notice(line, name=False)

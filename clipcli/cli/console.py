@@ -20,6 +20,7 @@ from clipcli.output.text import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+
 def wants_color(stream: IO[str], choice: str = "auto") -> bool:
     """Whether `stream` gets colour: --color, then NO_COLOR, FORCE_COLOR and TERM, then whether it is a terminal."""
     if choice != "auto":
@@ -33,9 +34,7 @@ def wants_color(stream: IO[str], choice: str = "auto") -> bool:
 
 def say_error(error: ClipcliError, choice: str = "auto") -> None:
     """Render an error: one line, and a hint on a second."""
-    red, cyan, end = (
-        ("\x1b[1;31m", "\x1b[36m", "\x1b[0m") if wants_color(sys.stderr, choice) else ("", "", "")
-    )
+    red, cyan, end = ("\x1b[1;31m", "\x1b[36m", "\x1b[0m") if wants_color(sys.stderr, choice) else ("", "", "")
     _write(f"{red}clipcli:{end} {printable(error.message)}\n")
     if error.hint:
         _write(f"{cyan}hint:{end} {printable(error.hint)}\n")

@@ -24,9 +24,7 @@ Inputs = Annotated[
 ]
 FilesFrom = Annotated[
     str | None,
-    typer.Option(
-        metavar="FILE", help="Read paths from FILE (- for stdin), one a line.", rich_help_panel=INPUT
-    ),
+    typer.Option(metavar="FILE", help="Read paths from FILE (- for stdin), one a line.", rich_help_panel=INPUT),
 ]
 Null = Annotated[
     bool,
@@ -34,17 +32,13 @@ Null = Annotated[
 ]
 Include = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="GLOB", help="In folders, only names that match (repeatable).", rich_help_panel=INPUT
-    ),
+    typer.Option(metavar="GLOB", help="In folders, only names that match (repeatable).", rich_help_panel=INPUT),
 ]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(metavar="GLOB", help="In folders, no names that match (repeatable).", rich_help_panel=INPUT),
 ]
-Follow = Annotated[
-    bool, typer.Option("--follow", metavar="", help="Follow links to folders.", rich_help_panel=INPUT)
-]
+Follow = Annotated[bool, typer.Option("--follow", metavar="", help="Follow links to folders.", rich_help_panel=INPUT)]
 PixelPolicy = Annotated[
     Literal["auto", "reference"],
     typer.Option(
@@ -77,15 +71,11 @@ Model = Annotated[
 ]
 LabelFile = Annotated[
     str | None,
-    typer.Option(
-        "--labels", "-l", metavar="FILE", help="Labels: text, CSV, TSV or JSON.", rich_help_panel=CLASSIFIER
-    ),
+    typer.Option("--labels", "-l", metavar="FILE", help="Labels: text, CSV, TSV or JSON.", rich_help_panel=CLASSIFIER),
 ]
 InlineLabels = Annotated[
     list[str] | None,
-    typer.Option(
-        "--label", "-L", metavar="LABEL", help="One label (repeatable).", rich_help_panel=CLASSIFIER
-    ),
+    typer.Option("--label", "-L", metavar="LABEL", help="One label (repeatable).", rich_help_panel=CLASSIFIER),
 ]
 Prompts = Annotated[
     Path | None,
@@ -136,9 +126,7 @@ Vocabulary = Annotated[
 ]
 ActivationOf = Annotated[
     Literal["quick_gelu", "gelu"] | None,
-    typer.Option(
-        "--activation", help="For a bare state dict, which doesn't tell.", rich_help_panel=CLASSIFIER
-    ),
+    typer.Option("--activation", help="For a bare state dict, which doesn't tell.", rich_help_panel=CLASSIFIER),
 ]
 HeadWidth = Annotated[
     int | None,
@@ -154,9 +142,7 @@ HeadWidth = Annotated[
 
 Output = Annotated[
     Path | None,
-    typer.Option(
-        "--output", "-o", metavar="FILE", help="Write rows to FILE, not to stdout.", rich_help_panel=OUTPUT
-    ),
+    typer.Option("--output", "-o", metavar="FILE", help="Write rows to FILE, not to stdout.", rich_help_panel=OUTPUT),
 ]
 Format = Annotated[
     Literal["auto", "table", "tsv", "csv", "jsonl", "paths"],
@@ -250,13 +236,9 @@ Quiet = Annotated[
 ]
 Verbose = Annotated[
     bool,
-    typer.Option(
-        "--verbose", "-v", metavar="", help="Say what was chosen and what was reused.", rich_help_panel=TALK
-    ),
+    typer.Option("--verbose", "-v", metavar="", help="Say what was chosen and what was reused.", rich_help_panel=TALK),
 ]
-Color = Annotated[
-    Literal["auto", "always", "never"], typer.Option(help="Colour on terminals.", rich_help_panel=TALK)
-]
+Color = Annotated[Literal["auto", "always", "never"], typer.Option(help="Colour on terminals.", rich_help_panel=TALK)]
 Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show tracebacks.", rich_help_panel=TALK)]
 
 

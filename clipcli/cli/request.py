@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from clipcli.cli.console import Talk, wants_color
 from clipcli.errors import OutputError, UsageError
+from clipcli.images.find import Walk, check_inputs, read_list
 from clipcli.records import Failure, Label, Source, Template
 
 if TYPE_CHECKING:
@@ -81,12 +82,8 @@ class Words:
 
         given = [self.file or self.inline, self.prompts, self.classifier]
         if sum(map(bool, given)) != 1:
-            what = (
-                "no labels" if not any(given) else "labels, prompts and a classifier file exclude each other"
-            )
-            raise UsageError(
-                what, hint="give --labels FILE or --label NAME, or --prompts FILE, or --classifier FILE"
-            )
+            what = "no labels" if not any(given) else "labels, prompts and a classifier file exclude each other"
+            raise UsageError(what, hint="give --labels FILE or --label NAME, or --prompts FILE, or --classifier FILE")
         if self.prompts:
             return labels.read_descriptions(str(self.prompts))
         found = labels.read(self.file) if self.file else []
@@ -171,7 +168,7 @@ class Destination:
             yield sink
             sink.close()
         except OSError as error:
-            if isinstance(error, BrokenPipeError) or self.path is None and error.errno is None:
+            if isinstance(error, BrokenPipeError):
                 raise
             raise OutputError(f"{self.path or 'stdout'}: can't be written: {error.strerror}") from error
         finally:
@@ -198,9 +195,9 @@ def _open(path: Path, *, force: bool) -> BinaryIO:
         raise OutputError(f"{path}: can't be written: {error.strerror}") from error
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pictures:
-    """What is to be looked at."""
+    """What is to be looked at; `passed_over` counts what folders held besides pictures."""
 
     inputs: Sequence[str]
     files_from: str | None
@@ -208,6 +205,7 @@ class Pictures:
     include: Sequence[str]
     exclude: Sequence[str]
     follow: bool
+    passed_over: int = field(default=0, init=False)
 
     @property
     def given(self) -> bool:
@@ -226,30 +224,23 @@ class Pictures:
 
     def check(self) -> None:
         """Raise UsageError for an INPUT that isn't there."""
-        from clipcli.images.find import check_inputs
-
         check_inputs([path for path in self.inputs if path != "-"])
         if self.listed == "-" and "-" in self.inputs:
-            raise UsageError(
-                "stdin can't be a picture and a list at once", hint="leave out - or --files-from -"
-            )
+            raise UsageError("stdin can't be a picture and a list at once", hint="leave out - or --files-from -")
         if self.listed not in (None, "-") and not Path(str(self.listed)).is_file():
-            raise UsageError(
-                f"{self.listed}: no such file", hint="--files-from takes a file with a path a line"
-            )
+            raise UsageError(f"{self.listed}: no such file", hint="--files-from takes a file with a path a line")
 
     def walk(self) -> Iterator[Source | Failure]:
         """Every picture, in order: the INPUTs, then the list."""
-        from clipcli.images.find import read_list, walk
-
-        rules = {"include": self.include, "exclude": self.exclude, "follow": self.follow}
         for path in self.inputs:
-            if path == "-":
-                yield Source("-", sys.stdin.buffer.read())
-            else:
-                yield from walk([path], **rules)
+            yield from [Source("-", sys.stdin.buffer.read())] if path == "-" else self._walk([path])
         if self.listed == "-":
-            yield from walk(read_list(sys.stdin.buffer, self.null), **rules)
+            yield from self._walk(read_list(sys.stdin.buffer, self.null), folders=False)
         elif self.listed is not None:
             with Path(self.listed).open("rb") as stream:
-                yield from walk(read_list(stream, self.null), **rules)
+                yield from self._walk(read_list(stream, self.null), folders=False)
+
+    def _walk(self, names: Iterable[str], *, folders: bool = True) -> Iterator[Source | Failure]:
+        walk = Walk(names, self.include, self.exclude, self.follow, folders)
+        yield from walk
+        self.passed_over += walk.passed_over

@@ -1,8 +1,8 @@
 """From a picture's bytes to its pixels, under one of two policies.
 
-In: a `Source`. Out: a loaded PIL picture, or a `Failure` that says why there is none: whatever a file holds, it
-never ends the run. `auto` shows the picture as a person sees it, in RGB: EXIF orientation applied, transparent
-parts on white, 16 bits scaled to 8, colours of an embedded ICC profile in sRGB, the first of several frames.
+In: a `Source`. Out: a loaded PIL picture, or a `Failure` that says why there is none: whatever a file holds,
+it never ends the run. `auto` is what a person would see, in RGB: EXIF orientation applied, transparent parts on
+white, 16 bits scaled to 8, colours of an embedded ICC profile in sRGB, the first of several frames.
 `reference` is the picture as Pillow opens it, for `transform` to treat as the original code did.
 Only formats that Pillow decodes by itself are tried: no Ghostscript, no other program is ever started.
 It resizes nothing (`transform`) and knows no threads (`stream`), but may be called from many.
@@ -10,7 +10,6 @@ It resizes nothing (`transform`) and knows no threads (`stream`), but may be cal
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 import warnings
@@ -70,7 +69,7 @@ _UPRIGHT = {
 
 
 def open_picture(source: Source, policy: Pixels = "auto") -> Image.Image | Failure:
-    """The picture, loaded: of mode RGB under `auto`, of its own mode under `reference`. Never raises for bad data."""
+    """The picture, loaded: RGB under `auto`, of its own mode under `reference`. Bad data raise nothing."""
     data = read_bytes(source)
     return data if isinstance(data, Failure) else decode(source.path, data, policy)
 
@@ -80,13 +79,11 @@ def read_bytes(source: Source) -> bytes | Failure:
     if source.data is not None:
         return source.data
     try:
-        status = os.stat(source.path)
+        status = Path(source.path).stat()
         if not stat.S_ISREG(status.st_mode):  # asked before opening: a FIFO would wait for a writer
             return not_a_file(source.path, status.st_mode)
         if status.st_size > MAX_BYTES:
-            return Failure(
-                source.path, FailureKind.TOO_LARGE, f"the file has more than {MAX_BYTES >> 30} GiB"
-            )
+            return Failure(source.path, FailureKind.TOO_LARGE, f"the file has more than {MAX_BYTES >> 30} GiB")
         with Path(source.path).open("rb") as file:
             return file.read(max(status.st_size, 1 << 16))  # a bound, in case it grows without end
     except (OSError, ValueError) as error:
@@ -94,7 +91,7 @@ def read_bytes(source: Source) -> bytes | Failure:
 
 
 def decode(path: str, data: bytes, policy: Pixels = "auto") -> Image.Image | Failure:
-    """The picture that `data` holds; `path` names it in a failure (and tells a TGA, which has no signature)."""
+    """The picture that `data` holds; `path` names it in a failure, and tells a TGA: it has no signature."""
     if not data:
         return Failure(path, FailureKind.NOT_A_PICTURE, "the file is empty")
     _settle_pillow()
@@ -110,26 +107,20 @@ def decode(path: str, data: bytes, policy: Pixels = "auto") -> Image.Image | Fai
     try:
         with Image.open(BytesIO(data), formats=formats) as picture:
             if picture.width * picture.height > MAX_PIXELS:
-                return Failure(
-                    path, FailureKind.TOO_LARGE, f"{picture.width} x {picture.height} pixels are too many"
-                )
+                return Failure(path, FailureKind.TOO_LARGE, f"{picture.width} x {picture.height} pixels are too many")
             picture.load()
             turn = _orientation(picture)
-    except (
-        Exception
-    ) as error:  # hostile bytes make Pillow's plugins raise almost anything, and are data to us
+    except Exception as error:  # hostile bytes make Pillow's plugins raise almost anything, and are data to us
         return _failure(path, data, name, error)
     try:
         if policy == "auto":
             return _to_rgb(picture, turn)
-        Image.new(picture.mode, (1, 1)).resize((2, 2), Image.Resampling.BICUBIC).convert("RGB")
+        Image.new(picture.mode, (1, 1)).resize((2, 2), Image.Resampling.BICUBIC).convert("RGB")  # what will be done
         return picture
     except MemoryError:
         return Failure(path, FailureKind.TOO_LARGE, "not enough memory for its pixels")
-    except ValueError:  # what `convert("RGB")` raises; `auto` knows a way for every mode that Pillow reads
-        return Failure(
-            path, FailureKind.UNSUPPORTED, f"the original code can't convert {picture.mode} to RGB"
-        )
+    except ValueError:  # so Pillow says that there is no conversion
+        return Failure(path, FailureKind.UNSUPPORTED, f"pixels of mode {picture.mode} can't be made RGB")
 
 
 def _failure(path: str, data: bytes, name: str | None, error: Exception) -> Failure:
@@ -139,13 +130,9 @@ def _failure(path: str, data: bytes, name: str | None, error: Exception) -> Fail
         return Failure(path, FailureKind.TOO_LARGE, "it would decode to too many pixels")
     if isinstance(error, UnidentifiedImageError) and name is None:
         return Failure(path, FailureKind.NOT_A_PICTURE, "no known picture format")
-    if isinstance(error, NotImplementedError) or re.search(
-        r"unsupported|not (supported|available)|unknown", text
-    ):
+    if isinstance(error, NotImplementedError) or re.search(r"unsupported|not (supported|available)|unknown", text):
         return Failure(
-            path,
-            FailureKind.UNSUPPORTED,
-            f"a kind of {name or 'picture'} that can't be decoded: {_brief(text)}",
+            path, FailureKind.UNSUPPORTED, f"a kind of {name or 'picture'} that can't be decoded: {_brief(text)}"
         )
     if _ends_early(data, name, text):
         return Failure(path, FailureKind.TRUNCATED, "the file ends before the picture does")
@@ -158,7 +145,7 @@ def _brief(text: str) -> str:
 
 
 def _ends_early(data: bytes, name: str | None, text: str) -> bool:
-    """Whether a picture that can't be decoded was cut off: by its own end mark or size, else by Pillow's word."""
+    """Whether an undecodable picture was cut off: by its own end mark or size, else by Pillow's word."""
     end = data[-1024:].rstrip(b"\0\r\n ")
     if name == "jpeg":
         return not end.endswith(b"\xff\xd9")
@@ -252,8 +239,8 @@ def _to_eight_bits(picture: Image.Image) -> Image.Image:
 def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """The way from an ICC profile's colours to sRGB; None if there is none to go.
 
-    That is so for a broken profile, for one of another colour space than the pixels', and for sRGB itself, which
-    most photographs carry: recognised by what it does to a grid of colours, since names can't be trusted.
+    So it is for a broken profile, for one of another colour space than the pixels', and for sRGB itself, which
+    most photographs carry: known by what it does to a grid of colours, since its name may be anything.
     """
     try:
         given = ImageCms.ImageCmsProfile(BytesIO(profile))

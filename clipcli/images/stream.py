@@ -2,10 +2,10 @@
 
     sources --feeder thread--> prepare(source) in the pool --> one queue, in order --> Batch --> the caller
 
-In: any iterable of `Source | Failure` (it may block, as stdin does) and a function that prepares one picture. Out:
-batches, lazily. Everything is bounded: the feeder takes a ticket for each item before it pulls it, and a ticket
-comes back when the item enters a batch, so at most `batch_size + workers` items are ahead of the batch in the
-making. It knows no model and no file formats.
+In: any iterable of `Source | Failure` (it may block, as stdin does), and a function that prepares one picture.
+Out: batches, lazily. Everything is bounded: the feeder takes a ticket before it pulls an item, and the ticket
+comes back when the item's turn has come, so that at most `batch_size + workers` items are ahead of the batch in
+the making. It knows no model and no file formats.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def default_workers() -> int:
 
 
 def make_prepare(preprocess: Preprocess, size: int, pixels: Pixels = "auto", crop: Crop = "model") -> Prepare:
-    """What `batches` does with a picture: open it, make it uint8 [3, size, size]. Safe to call from threads."""
+    """What `batches` does with a picture: open it, make it uint8 [3, size, size]. Many threads may call it."""
 
     def prepare(source: Source) -> Square | Failure:
         picture = open_picture(source, pixels)
@@ -76,9 +76,10 @@ def batches(
     """Every item of `sources` once, in order, in batches of up to `batch_size` pictures.
 
     A batch closes when it is full, when failures have made it long, or at the end; with `flush_after` also when
-    the input has been silent for so many seconds and all that came is decoded. Without it the composition depends
-    on the input alone. What `sources` or `prepare` raise is raised here, after the batch of what came before it.
-    Closing the iterator stops the threads at once, even if `sources` is blocked (its daemon thread is left to it).
+    the input has been silent for so many seconds and all that came is decoded. Without it, the composition
+    depends on the input alone. What `sources` or `prepare` raise is raised here, after the batch of what came
+    before. Closing the iterator ends the threads, each after the picture it has in hand, and doesn't wait for
+    them: a `sources` that blocks is left to its daemon thread.
     """
     feed = _Feed(sources, prepare, workers, batch_size + workers)
     making = _Making(batch_size)
@@ -141,7 +142,7 @@ class _Feed:
         self._entries: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()  # bounded by the tickets
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="clipcli-decode")
         self._closing = threading.Lock()
-        self._closed = False
+        self._closed = threading.Event()
         # A daemon: it may sit in a read of stdin that nobody can interrupt when the process wants to end.
         threading.Thread(target=self._pull, args=(sources,), name="clipcli-feed", daemon=True).start()
 
@@ -153,19 +154,19 @@ class _Feed:
 
     def close(self) -> None:
         with self._closing:
-            self._closed = True
+            self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._tickets.release()  # wakes the feeder, which then sees that it is over
 
     def _pull(self, sources: Iterable[Item]) -> None:
         try:
             iterator = iter(sources)
-            while self._tickets.acquire() and not self._closed:
+            while self._tickets.acquire() and not self._closed.is_set():
                 item = next(iterator, None)
                 if item is None:
                     break
                 with self._closing:
-                    if self._closed:
+                    if self._closed.is_set():
                         return
                     self._entries.put(self._entry(item))
             self._entries.put(None)

@@ -1,10 +1,10 @@
 """From a decoded picture to the square of pixels that the image tower takes.
 
-In: a picture of `decode.open_picture`, the model's `Preprocess` and size. Out: uint8 [3, size, size], RGB. The
-arithmetic is that of the original code: the long side is cut to a whole number, the crop rounded half to even,
-and the picture is resized in its own mode before it becomes RGB (palettes therefore by nearest neighbour; under
-`auto` it is RGB already). Mean and standard deviation are the model's business, on its device; `normalise` is
-their definition. It opens no files.
+In: a picture of `decode.open_picture`, the model's `Preprocess` and size. Out: uint8 [3, size, size], RGB.
+The arithmetic is that of the original code: the long side is cut to a whole number, the crop rounded half to
+even, and the picture resized in its own mode before it becomes RGB (a palette by nearest neighbour, therefore;
+under `auto` it is RGB already). Mean and standard deviation are the model's business, on its device; `normalise`
+is their definition. It opens no files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipcli.images.decode import Pixels
+from clipcli.images.decode import Pixels as Pixels
 from clipcli.model.config import Preprocess
 
 Crop = Literal["model", "center", "squash", "pad"]
@@ -36,10 +36,11 @@ def transform(
 ) -> npt.NDArray[np.uint8]:
     """The picture as uint8 [3, size, size].
 
-    `crop` is the model's own way or another: `center` (shortest side to `size`, the middle of the rest), `squash`
-    (both sides to `size`) or `pad` (longest side to `size`, the rest filled: by the model's mean colour, which is
-    zero to it, or black where padding is the model's own way). The middle of a picture more than some 300 times
-    as long as wide is resized by itself, which may differ by 1 from cutting it out of the whole.
+    `crop` is the model's own way or another: `center` (shortest side to `size`, the middle of the long one),
+    `squash` (both sides to `size`) or `pad` (longest side to `size`, the rest filled: with the model's mean
+    colour, which is zero to it, or with black where padding is the model's own way, and under `reference`).
+    Of a picture some 300 times as long as wide, only the middle is resized: that may differ by 1 from cutting
+    it out of the whole.
     """
     mode = preprocess.resize_mode if crop == "model" else _RESIZE_MODES[crop]
     resample = _FILTERS[preprocess.interpolation]
@@ -77,9 +78,7 @@ def _shortest(picture: Image.Image, size: int, resample: Image.Resampling) -> Im
     return picture.crop((left, top, left + size, top + size))
 
 
-def _longest(
-    picture: Image.Image, size: int, resample: Image.Resampling, fill: tuple[int, ...] | None
-) -> Image.Image:
+def _longest(picture: Image.Image, size: int, resample: Image.Resampling, fill: tuple[int, ...] | None) -> Image.Image:
     """Longest side to `size`, in the middle of a square; `fill` None: zeros of the picture's own mode."""
     scale = size / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)

@@ -17,9 +17,9 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension of `x` and return it in `x`'s dtype."""
-        return F.layer_norm(
-            x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
-        ).to(x.dtype)
+        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps).to(
+            x.dtype
+        )
 
 
 class QuickGELU(nn.Module):
@@ -48,9 +48,7 @@ class Attention(nn.Module):
         """Map [B, N, width] to [B, N, width]; with `causal`, no token sees a later one."""
         batch, length, width = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # [B, N, 3 * width]
-        q, k, v = qkv.view(batch, length, 3, self.heads, -1).permute(
-            2, 0, 3, 1, 4
-        )  # each [B, heads, N, width / heads]
+        q, k, v = qkv.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each [B, heads, N, width / heads]
         x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out_proj(x.transpose(1, 2).reshape(batch, length, width))
 
@@ -72,9 +70,7 @@ class MLP(nn.Module):
 class ResidualAttentionBlock(nn.Module):
     """Attention, then the MLP; each normalised before and added after."""
 
-    def __init__(
-        self, width: int, heads: int, mlp_width: int, activation: Activation, *, causal: bool
-    ) -> None:
+    def __init__(self, width: int, heads: int, mlp_width: int, activation: Activation, *, causal: bool) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(width)
         self.attn = Attention(width, heads, causal=causal)
@@ -95,10 +91,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.resblocks = nn.Sequential(
-            *(
-                ResidualAttentionBlock(width, heads, mlp_width, activation, causal=causal)
-                for _ in range(layers)
-            )
+            *(ResidualAttentionBlock(width, heads, mlp_width, activation, causal=causal) for _ in range(layers))
         )
 
     def forward(self, x: Tensor) -> Tensor:

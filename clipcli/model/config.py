@@ -145,9 +145,7 @@ def _convolution_shapes(conv: str, bn: str, inputs: int, outputs: int, size: int
 def _resnet_shapes(resnet: ResNetConfig, embed_dim: int) -> dict[str, Shape]:
     width = resnet.width
     shapes: dict[str, Shape] = {}
-    for i, (inputs, outputs) in enumerate(
-        [(3, width // 2), (width // 2, width // 2), (width // 2, width)], 1
-    ):
+    for i, (inputs, outputs) in enumerate([(3, width // 2), (width // 2, width // 2), (width // 2, width)], 1):
         shapes |= _convolution_shapes(f"conv{i}", f"bn{i}", inputs, outputs, 3)
     inputs = width
     for stage, blocks in enumerate(resnet.layers):
@@ -158,9 +156,7 @@ def _resnet_shapes(resnet: ResNetConfig, embed_dim: int) -> dict[str, Shape]:
             shapes |= _convolution_shapes(f"{block}.conv2", f"{block}.bn2", planes, planes, 3)
             shapes |= _convolution_shapes(f"{block}.conv3", f"{block}.bn3", planes, 4 * planes, 1)
             if index == 0:  # the only block of a stage that changes the number of channels or the size
-                shapes |= _convolution_shapes(
-                    f"{block}.downsample.0", f"{block}.downsample.1", inputs, 4 * planes, 1
-                )
+                shapes |= _convolution_shapes(f"{block}.downsample.0", f"{block}.downsample.1", inputs, 4 * planes, 1)
             inputs = 4 * planes
     shapes["attnpool.positional_embedding"] = ((resnet.image_size // 32) ** 2 + 1, inputs)
     for name in ("k_proj", "q_proj", "v_proj"):

@@ -58,7 +58,9 @@ def _device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        hint = "the torch that is installed sees no CUDA device" if not count else f"cuda:0 to cuda:{count - 1} are there"
+        hint = (
+            "the torch that is installed sees no CUDA device" if not count else f"cuda:0 to cuda:{count - 1} are there"
+        )
         raise UsageError(f'device "{name}" is not there', hint=hint)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError('device "mps" is not there', hint="use --device cpu")

@@ -52,9 +52,7 @@ class Database:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._connection: sqlite3.Connection | None = None
-        self._opened: tuple[int, int] | None = (
-            None  # which file the connection reads, whatever lies at `path`
-        )
+        self._opened: tuple[int, int] | None = None  # which file the connection reads, whatever lies at `path`
         self._renewed = False
         self._lock = threading.RLock()
         self._pid = os.getpid()

@@ -134,11 +134,7 @@ class Store:
                 connection.executemany(
                     "INSERT OR REPLACE INTO entry (kind, key, model, used, size, shape, checksum, value)"
                     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        row(key, array, now)
-                        for key, array in values.items()
-                        if array.nbytes <= min(limit, VALUE_LIMIT)
-                    ),
+                    (row(key, array, now) for key, array in values.items() if array.nbytes <= min(limit, VALUE_LIMIT)),
                 )
                 _evict(connection, limit)
 

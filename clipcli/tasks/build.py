@@ -29,9 +29,7 @@ def build_classifier(
     """
     specs = [templates] if isinstance(templates, str) else list(templates)
     expanded: list[Template] = template_sets.read(specs)
-    return build(
-        model, read_labels(labels), expanded, template_set=" ".join(specs), truncate=truncate
-    ).classifier
+    return build(model, read_labels(labels), expanded, template_set=" ".join(specs), truncate=truncate).classifier
 
 
 def read_labels(labels: Words) -> list[Label]:
@@ -39,6 +37,5 @@ def read_labels(labels: Words) -> list[Label]:
     if isinstance(labels, str | Path):
         return label_files.read(str(labels))
     return [
-        label if isinstance(label, Label) else label_files.from_names([label], where="labels")[0]
-        for label in labels
+        label if isinstance(label, Label) else label_files.from_names([label], where="labels")[0] for label in labels
     ]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcli.errors import LabelError, UsageError
-from clipcli.images import find
+from clipcli.images.find import walk
 from clipcli.images.stream import Batch, batches, default_workers, make_prepare
 from clipcli.images.transform import Crop, Pixels
 from clipcli.records import Candidate, Failure, FailureKind, Prediction, Row, Source
@@ -68,9 +68,7 @@ def _rows(
     inputs: Iterable[str | Source | Failure], ranking: Ranking, model: Model, options: ClassifyOptions
 ) -> Iterator[Row]:
     vision = model.config.vision
-    prepare = make_prepare(
-        model.config.preprocess, vision.image_size, pixels=options.pixels, crop=options.crop
-    )
+    prepare = make_prepare(model.config.preprocess, vision.image_size, pixels=options.pixels, crop=options.crop)
     stream = batches(
         _sources(inputs),
         prepare,
@@ -84,10 +82,7 @@ def _rows(
 
 def _sources(inputs: Iterable[str | Source | Failure]) -> Iterator[Source | Failure]:
     for item in inputs:
-        if isinstance(item, str):
-            yield from find.walk([item])
-        else:
-            yield item
+        yield from walk([item]) if isinstance(item, str) else [item]
 
 
 def _classify_batch(batch: Batch, ranking: Ranking, model: Model) -> Iterator[Row]:
@@ -108,9 +103,7 @@ def check_names(names: tuple[str, ...], background: tuple[str, ...], unknown_lab
         )
     for name in background:
         if name in names:
-            raise LabelError(
-                f'label "{name}" stands among the labels and in the background', hint="take one out"
-            )
+            raise LabelError(f'label "{name}" stands among the labels and in the background', hint="take one out")
     if unknown_label in names + background:
         raise LabelError(
             f'the label "{unknown_label}" is also that of rows that abstain',
@@ -121,9 +114,7 @@ def check_names(names: tuple[str, ...], background: tuple[str, ...], unknown_lab
 class Ranking:
     """The labels that compete for a picture, and the rules by which one wins."""
 
-    def __init__(
-        self, classifier: Classifier, background: Classifier | None, options: ClassifyOptions
-    ) -> None:
+    def __init__(self, classifier: Classifier, background: Classifier | None, options: ClassifyOptions) -> None:
         others = background.names if background else ()
         check_names(classifier.names, others, options.unknown_label)
         if not options.temperature > 0:
@@ -132,9 +123,7 @@ class Ranking:
         self.names = classifier.names + others
         self.foreground = len(classifier.names)
         self.weight = (
-            classifier.weight
-            if background is None
-            else np.concatenate([classifier.weight, background.weight])
+            classifier.weight if background is None else np.concatenate([classifier.weight, background.weight])
         )
         self.scale = classifier.logit_scale / options.temperature
 
@@ -171,8 +160,6 @@ class Ranking:
 
 def _top(scores: NDArray[np.float64], k: int) -> NDArray[np.intp]:
     """Indices of the `k` largest, best first; of equals the earlier label first."""
-    if k < len(scores):
-        candidates = np.sort(np.argpartition(-scores, k - 1)[:k])
-    else:
-        candidates = np.arange(len(scores))
+    few = k < len(scores)
+    candidates = np.sort(np.argpartition(-scores, k - 1)[:k]) if few else np.arange(len(scores))
     return candidates[np.argsort(-scores[candidates], kind="stable")]

@@ -93,9 +93,7 @@ class Fields:
 
     def wrong(self, key: str, expected: str) -> ModelError:
         """The error for a value of the wrong type or size."""
-        return ModelError(
-            f"{self.path}: `{self.name(key)}` should be {expected}, not {_short(self.values.get(key))}"
-        )
+        return ModelError(f"{self.path}: `{self.name(key)}` should be {expected}, not {_short(self.values.get(key))}")
 
     def name(self, key: str) -> str:
         """The dotted name of a field."""

@@ -69,9 +69,7 @@ class Checkpoint:
 
     def _names(self, part: Part) -> list[str]:
         return [
-            name
-            for name in sorted(self.arrays)
-            if name != "logit_scale" and is_image_key(name) == (part == "image")
+            name for name in sorted(self.arrays) if name != "logit_scale" and is_image_key(name) == (part == "image")
         ]
 
     def _digest(self, part: Part) -> bytes:
@@ -145,8 +143,7 @@ def _layout(folder: Path) -> tuple[Layout, Reader, Path]:
     bare = [name for name in entries if name.endswith((".safetensors", ".pt", ".bin"))]
     held = ", ".join(entries[:6]) + (", …" if len(entries) > 6 else "") if entries else "nothing"
     raise ModelError(
-        lacking
-        or f"{folder}: neither {open_clip.CONFIG} nor a CLIP's {transformers.CONFIG}; it holds {held}",
+        lacking or f"{folder}: neither {open_clip.CONFIG} nor a CLIP's {transformers.CONFIG}; it holds {held}",
         hint=f"give the weight file itself: {folder / bare[0]}"
         if bare
         else "a checkpoint is a configuration and weights in one folder; download both",

@@ -32,7 +32,7 @@ TOKENS_PER_BATCH = 1500  # more gains nothing on a CPU (two cores, ViT-B/32)
 Vectors = NDArray[np.float32]
 
 
-def load_model(  # noqa: PLR0913 -- the public face: each is one fact about one model
+def load_model(
     path: str | Path,
     *,
     device: str = "auto",
@@ -131,9 +131,7 @@ class Model:
 
         for indices in _batches_by_length(ids):
             longest = len(ids[indices[-1]])
-            padded = np.zeros(
-                (len(indices), longest), dtype=np.int64
-            )  # what follows the end token is never seen
+            padded = np.zeros((len(indices), longest), dtype=np.int64)  # what follows the end token is never seen
             for row, index in enumerate(indices):
                 padded[row, : len(ids[index])] = ids[index]
             with torch.inference_mode():

@@ -127,9 +127,7 @@ def _vision(fields: Fields, activation: Activation) -> ViTConfig | ResNetConfig:
     image_size, head_width = fields.integer("image_size", 224), fields.integer("head_width", 64)
     layers = fields.values.get("layers", 12)
     if isinstance(layers, list):
-        stages = [
-            Fields(fields.path, fields.where, {"layers": n}).integer("layers", 0, most=1000) for n in layers
-        ]
+        stages = [Fields(fields.path, fields.where, {"layers": n}).integer("layers", 0, most=1000) for n in layers]
         if len(stages) != 4:
             raise fields.wrong("layers", "a number, or four for a ResNet")
         width = fields.integer("width", 64)

@@ -34,9 +34,7 @@ _FOREIGN = {  # a name that only another architecture has
 }
 
 
-def read(
-    path: Path, activation: Activation | None, head_width: int | None
-) -> tuple[ClipConfig, dict[str, Tensor]]:
+def read(path: Path, activation: Activation | None, head_width: int | None) -> tuple[ClipConfig, dict[str, Tensor]]:
     """Configuration and tensors of a `.pt` or `.safetensors` file.
 
     Raises ModelError where the activation or the head width must be told, or it is no CLIP; UnsafeFile.
@@ -123,9 +121,7 @@ class _Shapes:
         tensor = self.tensors.get(name)
         if tensor is None or len(tensor.shape) != dimensions or not all(tensor.shape):
             problem = "missing" if tensor is None else "misshaped"
-            raise ModelError(
-                f"{self.path}: not the weights of a CLIP: `{name}` is {problem}", hint=PLAIN_CLIP
-            )
+            raise ModelError(f"{self.path}: not the weights of a CLIP: `{name}` is {problem}", hint=PLAIN_CLIP)
         return tensor.shape
 
     def count(self, prefix: str) -> int:

@@ -102,9 +102,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     }
 
 
-def mapped(
-    data: Array, dtype: str, shape: Shape, start: int, strides: tuple[int, ...] | None = None
-) -> Tensor:
+def mapped(data: Array, dtype: str, shape: Shape, start: int, strides: tuple[int, ...] | None = None) -> Tensor:
     """The tensor at byte `start` of `data`; `strides` in bytes. numpy checks that it lies within `data`."""
 
     def read() -> Array:

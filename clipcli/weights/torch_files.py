@@ -118,9 +118,7 @@ def _read_zip(path: Path) -> tuple[Any, Locate]:
         }:
             raise ValueError("an unusual compression")
         if members[indexes[0]].file_size > _INDEX_LIMIT:
-            raise ModelError(
-                f"{path}: its index is {members[indexes[0]].file_size:,} bytes long, which no CLIP needs"
-            )
+            raise ModelError(f"{path}: its index is {members[indexes[0]].file_size:,} bytes long, which no CLIP needs")
         folder = indexes[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in members and archive.read(f"{folder}byteorder") != b"little":
             raise ModelError(f"{path}: written on a big-endian machine", hint="save it again as .safetensors")
@@ -148,9 +146,7 @@ def _member_start(data: Array, info: zipfile.ZipInfo) -> int:
 def _compressed(view: _View, path: Path, info: zipfile.ZipInfo) -> Tensor:
     """torch never compresses, but others repack. Weights hardly shrink, so a high ratio is an attack."""
     if info.file_size > 100 * info.compress_size + (1 << 20):
-        raise ModelError(
-            f"{path}: {info.filename} unpacks to {info.file_size:,} bytes, far more than it should"
-        )
+        raise ModelError(f"{path}: {info.filename} unpacks to {info.file_size:,} bytes, far more than it should")
 
     def read() -> Array:
         try:
@@ -225,9 +221,7 @@ def _flatten(tree: Any) -> dict[str, _View]:
 def _unpickle(file: BinaryIO | mmap.mmap, path: Path, storages: dict[str, _Storage] | None = None) -> Any:
     begin = file.tell()
     for op, argument, _ in pickletools.genops(file):  # type: ignore[arg-type]  # a mmap will do
-        if (
-            op.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > _INDEX_LIMIT >> 3
-        ):  # it would be allocated
+        if op.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > _INDEX_LIMIT >> 3:  # it would be allocated
             raise ValueError("an absurd memo index")
     file.seek(begin)
     return _TensorUnpickler(file, path, {} if storages is None else storages).load()

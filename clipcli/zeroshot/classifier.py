@@ -148,24 +148,21 @@ def average(prompts: Sequence[Prompt], vectors: Array, labels: Sequence[Label]) 
             for rows in rows_by_kind.values()
         ]
         weight[index] = np.mean(means, axis=0)
-    return weight / np.linalg.norm(weight, axis=1, keepdims=True)
+    weight /= np.linalg.norm(weight, axis=1, keepdims=True)
+    return weight
 
 
 def extend(old: Classifier, new: Classifier) -> Classifier:
     """`old` with the labels of `new` behind its own. Both must come from the same model and templates."""
     if old.made_by != "zero-shot":
-        raise ClassifierError(
-            f"a classifier made by {old.made_by} can't be extended", hint="only zero-shot ones can"
-        )
+        raise ClassifierError(f"a classifier made by {old.made_by} can't be extended", hint="only zero-shot ones can")
     if (old.image_fingerprint, old.text_fingerprint) != (new.image_fingerprint, new.text_fingerprint):
         raise ClassifierError(
             f'the old classifier was built with model "{old.model}", the new labels with "{new.model}"',
             hint="give the model it was built with as --model",
         )
     if old.templates != new.templates:
-        raise UsageError(
-            "the templates differ from the old classifier's", hint="leave --templates out to use its own"
-        )
+        raise UsageError("the templates differ from the old classifier's", hint="leave --templates out to use its own")
     known = set(old.names)
     for label in new.labels:
         if label.name in known:

@@ -56,9 +56,7 @@ def save_classifier(classifier: Classifier, path: Path) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path}: can't be written: {error.strerror}", hint="choose another place with -o"
-        ) from error
+        raise OutputError(f"{path}: can't be written: {error.strerror}", hint="choose another place with -o") from error
 
 
 def load_classifier(path: Path) -> Classifier:
@@ -68,9 +66,7 @@ def load_classifier(path: Path) -> Classifier:
             metadata = json.loads((file.metadata() or {}).get(KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
     except FileNotFoundError:
-        raise ClassifierError(
-            f"{path}: no such file", hint="make one with: clipcli build-classifier"
-        ) from None
+        raise ClassifierError(f"{path}: no such file", hint="make one with: clipcli build-classifier") from None
     except (SafetensorError, ValueError) as error:
         raise _broken(path, "truncated, or no safetensors file") from error
     except OSError as error:
@@ -134,6 +130,4 @@ def _text(value: object) -> str:
 
 
 def _broken(path: Path, why: str) -> ClassifierError:
-    return ClassifierError(
-        f"{path}: broken classifier file: {why}", hint="build it again: clipcli build-classifier"
-    )
+    return ClassifierError(f"{path}: broken classifier file: {why}", hint="build it again: clipcli build-classifier")

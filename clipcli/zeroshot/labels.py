@@ -16,6 +16,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,10 @@ def read(spec: str) -> list[Label]:
         found = _from_table(read_text(path), spec, "\t" if kind == ".tsv" else None)
     else:
         found = _from_lines(read_text(path), spec)
-    labels = list(found)
+    labels = join(found)
     if not labels:
         raise LabelError(f"{spec}: no labels in it", hint="write one label a line")
-    return join(labels)
+    return labels
 
 
 def from_names(names: Iterable[str], where: str = "--label") -> list[Label]:
@@ -72,16 +73,17 @@ def join(*groups: Iterable[Label]) -> list[Label]:
     """All labels, in order. Raises LabelError if a name stands twice; warns if only case tells two apart."""
     first: dict[str, Label] = {}
     folded: dict[str, Label] = {}
-    for label in (label for group in groups for label in group):
+    for label in chain(*groups):
         if known := first.get(label.name):
             raise LabelError(
                 f'{label.where}: label "{label.name}" stands twice{_first(known, label)}',
                 hint='give one of them another name: "other name = words" in text, "aliases" in CSV and JSON',
             )
-        if near := folded.get(label.name.casefold()):
+        near = folded.setdefault(label.name.casefold(), label)
+        if near is not label:
             message = '%s: label "%s" differs from "%s"%s only in case'
             log.warning(message, label.where, label.name, near.name, _first(near, label))
-        first[label.name] = folded[label.name.casefold()] = label
+        first[label.name] = label
     return list(first.values())
 
 
@@ -105,9 +107,7 @@ def _from_lines(text: str, file: str) -> Iterator[Label]:
 
 def _from_line(line: str, where: str) -> Label:
     """`name = alias | alias :: description :: description`; an escaped character means itself."""
-    hidden = re.sub(
-        r"\\([\\|=#:])", lambda found: chr(ESCAPED.index(found[1]) + 1), checked(line, "label", where)
-    )
+    hidden = re.sub(r"\\([\\|=#:])", lambda found: chr(ESCAPED.index(found[1]) + 1), checked(line, "label", where))
     head, *descriptions = hidden.split("::")
     name, equals, words = head.partition("=")
     if equals and "|" in name:
@@ -161,9 +161,7 @@ def _from_table(text: str, file: str, delimiter: str | None) -> Iterator[Label]:
                 raise LabelError(f"{where}: {len(row)} cells, but {len(columns)} columns", hint=hint)
             yield _from_entry(dict(zip(columns, row, strict=False)), where)
     except csv.Error as error:
-        raise LabelError(
-            f"{file}:{rows.line_num}: bad CSV: {error}", hint='a quote in a cell is ""'
-        ) from error
+        raise LabelError(f"{file}:{rows.line_num}: bad CSV: {error}", hint='a quote in a cell is ""') from error
 
 
 def _from_json(data: Any, file: str, warn: bool) -> Iterator[Label]:

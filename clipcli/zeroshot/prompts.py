@@ -58,9 +58,7 @@ def tokenize(
 
 
 def _too_long(prompt: Prompt, label: Label, count: int, context_length: int) -> LabelError:
-    kind, text = (
-        ("template", prompt.template) if prompt.template is not None else ("description", prompt.text)
-    )
+    kind, text = ("template", prompt.template) if prompt.template is not None else ("description", prompt.text)
     return LabelError(
         f'{_place(label)}label "{_short(label.name)}" with {kind} "{_short(text)}" '
         f"makes {count} tokens, {context_length} fit",

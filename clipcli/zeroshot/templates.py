@@ -73,9 +73,7 @@ def _unknown(spec: str, path: Path, known: list[str]) -> LabelError:
 
 
 def _without_place(text: str, where: str) -> LabelError:
-    return LabelError(
-        f'{where}: template "{text}" has no place for the label', hint="write <> where the label goes"
-    )
+    return LabelError(f'{where}: template "{text}" has no place for the label', hint="write <> where the label goes")
 
 
 def _from_lines(text: str, file: str) -> Iterator[Template]:
