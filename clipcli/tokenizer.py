@@ -122,6 +122,12 @@ def find_vocabulary(folder: Path) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
+def files_of(vocabulary: Path) -> list[Path]:
+    """All files that the vocabulary at this path is made of."""
+    beside = vocabulary.with_name("merges.txt")
+    return [vocabulary, beside] if vocabulary.name == "vocab.json" and beside.is_file() else [vocabulary]
+
+
 def clean(text: str) -> str:
     """The text as the pattern sees it: repaired, entities resolved, white space collapsed, lower case."""
     if text.isascii() and text.isprintable() and "&" not in text:  # nothing to repair, nothing to resolve

@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -360,3 +362,30 @@ def test_find_and_xargs() -> None:
     )
     assert result.stderr == ""
     assert result.stdout.splitlines() == ["./astronaut.png", "./chelsea.png", "./coffee.png", "./sub/camera.png"]
+
+
+def test_ctrl_c_keeps_finished_rows(tmp_path: Path) -> None:
+    """Rows come while the list is still open; Ctrl-C then ends the run with 130 and whole lines."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "clipcli", "classify", *LABELS, "-o", str(tmp_path / "rows.tsv")],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    ) as process:
+        assert process.stdin and process.stderr
+        process.stdin.write(b"rocket.jpg\nchelsea.png\n")
+        process.stdin.flush()
+        deadline = time.monotonic() + 60
+        rows = tmp_path / "rows.tsv"
+        while not (rows.exists() and rows.read_bytes().count(b"\n") == 2) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+        assert b"Traceback" not in process.stderr.read()
+    assert [line.split("\t")[0] for line in rows.read_text().splitlines()] == ["rocket.jpg", "chelsea.png"]
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["classify", "--help"], 0)])
+def test_a_help_page_into_a_closed_pipe(arguments: list[str], code: int) -> None:
+    result = shell(f"clipcli {' '.join(arguments)} | true; echo ${{PIPESTATUS[0]}} >&2")
+    assert result.stderr == f"{code}\n"

@@ -193,7 +193,7 @@ def test_a_bug_keeps_its_traceback(cli: Run, photos: Path, monkeypatch: pytest.M
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("clipcli.images.find.check_inputs", broken)
+    monkeypatch.setattr("clipcli.cli.request.check_inputs", broken)
     result = cli("classify", photos, *LABELS, "-m", "x")
     assert result.code == 1
     assert "ZeroDivisionError: a bug" in result.err and "please report" in result.err

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 from conftest import Run
@@ -67,13 +68,13 @@ def test_public_names_are_documented() -> None:
 def test_every_file_says_what_it_is(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            inside_function = any(
-                isinstance(outer, ast.FunctionDef) and node in ast.walk(outer) and outer is not node
-                for outer in ast.walk(tree)
-            )
-            assert inside_function or ast.get_docstring(node), f"{node.name} has no docstring"
+    public = [node for node in tree.body if _is_public(node)]
+    methods = [node for outer in public if isinstance(outer, ast.ClassDef) for node in outer.body if _is_public(node)]
+    assert [node.name for node in public + methods if not ast.get_docstring(node)] == []
+
+
+def _is_public(node: ast.stmt) -> TypeGuard[ast.FunctionDef | ast.ClassDef]:
+    return isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
 
 
 def test_every_command_is_in_the_readme(cli: Run) -> None:

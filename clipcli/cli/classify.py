@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,7 @@ from clipcli.cli import options as opt
 from clipcli.cli.console import Talk, Ticker
 from clipcli.cli.request import Destination, ModelChoice, Pictures, Words
 from clipcli.errors import ExitCode, UsageError
-from clipcli.output.text import Counts
+from clipcli.output.text import Counts, counted
 from clipcli.records import Failure, Prediction, Row
 
 if TYPE_CHECKING:
@@ -119,9 +120,11 @@ def classify(
     Rows go to stdout (or --output), one a picture, in input order; everything else goes to stderr. Exit code 3:
     some pictures failed, each in a row of its own.
     """
+    began = time.monotonic()
     pictures = Pictures(inputs or [], files_from, null, include or [], exclude or [], follow)
     if not pictures.given:
-        typer.echo(context.get_help(), err=True)
+        with redirect_stdout(sys.stderr):
+            typer.echo(context.get_help())
         raise typer.Exit(ExitCode.USAGE)
     destination = Destination(output, format, force, top_k, print0, color)
     choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache)
@@ -130,7 +133,7 @@ def classify(
     pictures.check()
     choice.check()
 
-    from clipcli.tasks.classify import ClassifyOptions
+    from clipcli.tasks.classify import ClassifyOptions, settle
     from clipcli.tasks.classify import classify as task
 
     options = ClassifyOptions(
@@ -149,13 +152,15 @@ def classify(
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
         opened, classifier_, backdrop = _prepare(choice, words, background, options, talk)
         wanted = _selected(select, classifier_, unknown_label)
+        options = settle(options, opened)
+        talk.detail(f"batch size {options.batch_size}, {counted(options.workers or 1, 'worker')}")
         rows = task(pictures.walk(), classifier_, opened, options, background=backdrop)
         with talk.working("classifying"):
             rows = chain(list(islice(rows, 1)), rows)  # the towers work: only now is an output file made
         with destination.open(classifier_.names + (backdrop.names if backdrop else ())) as sink:
-            failed = _deliver(rows, sink, talk, wanted, strict, destination)
+            failed = _deliver(rows, sink, talk, wanted, strict, destination, began)
         if pictures.passed_over:
-            talk.detail(f"{pictures.passed_over:,} other files passed over")
+            talk.detail(f"{counted(pictures.passed_over, 'other file')} passed over")
     raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if failed else ExitCode.OK)
 
 
@@ -201,9 +206,10 @@ def _deliver(
     wanted: frozenset[str],
     strict: bool,
     destination: Destination,
+    began: float,
 ) -> int:
     """Hand rows to the sink as they come; returns how many pictures failed."""
-    counts, began = Counts(), time.monotonic()
+    counts = Counts()
     live = nullcontext(Ticker()) if destination.is_terminal else talk.working("classifying")
     with live as tick:
         for row in rows:
@@ -219,5 +225,5 @@ def _deliver(
     if destination.chosen == "table":
         for line in counts.lines():
             talk.notice(line, name=False)
-    talk.notice(f"{counts.total:,} pictures, {counts.failed:,} failed, {time.monotonic() - began:.1f} s")
+    talk.notice(f"{counted(counts.total, 'picture')}, {counts.failed:,} failed, {time.monotonic() - began:.1f} s")
     return counts.failed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from typing import Annotated, NoReturn
@@ -58,16 +59,17 @@ def run(args: list[str]) -> int:
         result = app(args, prog_name="clipcli", standalone_mode=False)
         sys.stdout.flush()
         return int(result or ExitCode.OK)
+    except SystemExit as error:  # Typer leaves so when completion is done, and with 1 when the pipe was closed
+        if error.code != 1:
+            raise
+        return _closed_pipe()
     except BrokenPipeError:
-        # Whoever read our output has seen enough; the interpreter must not try to flush into the closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
+        return _closed_pipe()
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except typer.TyperException as error:
-        message = error.format_message().rstrip(".")
-        if message:  # empty: the help page has been shown in its place
-            say_error(UsageError(message[:1].lower() + message[1:], hint="see clipcli --help"))
+        if error.format_message():  # empty: the help page has been shown in its place
+            say_error(_usage_error(error.format_message()))
         return error.exit_code
     except ClipcliError as error:
         if "--debug" in args:
@@ -78,3 +80,17 @@ def run(args: list[str]) -> int:
         traceback.print_exc()
         say_error(ClipcliError("this is a bug in clipcli: please report it with the lines above"))
         return ExitCode.FAILED
+
+
+def _usage_error(message: str) -> UsageError:
+    """Typer's sentence in our form: what is wrong on one line, the nearest name in the hint."""
+    message = message.replace("Value error, ", "").rstrip(".")
+    found = re.fullmatch(r"(.*?)\.? (?:\(Possible options: (.*)\)|Did you mean (.*)\?)", message)
+    what, near = (found[1], found[2] or found[3]) if found else (message, None)
+    return UsageError(what[:1].lower() + what[1:], hint=f"did you mean {near}?" if near else "see clipcli --help")
+
+
+def _closed_pipe() -> int:
+    """Whoever read our output has seen enough; the interpreter must not flush the rest into the closed pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return ExitCode.OK

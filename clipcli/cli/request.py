@@ -6,10 +6,11 @@ Cheap checks come first, so that a typing error costs no loading of models.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 from clipcli.cli.console import Talk, wants_color
 from clipcli.errors import OutputError, UsageError
 from clipcli.images.find import Walk, check_inputs, read_list
+from clipcli.output.text import counted
 from clipcli.records import Failure, Label, Source, Template
 
 if TYPE_CHECKING:
@@ -116,11 +118,11 @@ class Words:
 def describe(built: Built) -> str:
     """One line: how large the classifier is and what it cost."""
     classifier = built.classifier
-    size = f"{len(classifier.labels):,} labels × {len(classifier.templates):,} templates"
+    size = f"{counted(len(classifier.labels), 'label')} × {counted(len(classifier.templates), 'template')}"
     if not built.prompts:
         return f"classifier: {size}, from the store"
     reused = built.prompts - built.encoded
-    return f"classifier: {size}, {built.encoded:,} prompts encoded, {reused:,} reused"
+    return f"classifier: {size}, {counted(built.encoded, 'prompt')} encoded, {reused:,} reused"
 
 
 @dataclass(frozen=True)
@@ -167,13 +169,15 @@ class Destination:
         try:
             yield sink
             sink.close()
+        except BrokenPipeError:
+            raise
         except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            raise OutputError(f"{self.path or 'stdout'}: can't be written: {error.strerror}") from error
+            hint = "make room, and run it again" if error.errno == errno.ENOSPC else None
+            raise OutputError(f"{self.path or 'stdout'}: can't be written: {error.strerror}", hint=hint) from error
         finally:
             if self.path is not None:
-                stream.close()
+                with suppress(OSError):  # every row was flushed: what fails here has failed before
+                    stream.close()
 
 
 def check_new_file(path: Path, *, force: bool) -> None:

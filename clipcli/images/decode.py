@@ -136,25 +136,34 @@ def _failure(path: str, data: bytes, name: str | None, error: Exception) -> Fail
         )
     if _ends_early(data, name, text):
         return Failure(path, FailureKind.TRUNCATED, "the file ends before the picture does")
-    reason = f": {_brief(text)}" if type(error) is OSError or isinstance(error, SyntaxError) else ""
+    reason = f": {_brief(text)}" if type(error) is OSError else ""  # what others say is for programmers
     return Failure(path, FailureKind.CORRUPT, f"damaged {name or 'picture'} data{reason}")
 
 
 def _brief(text: str) -> str:
-    return "".join(char if char.isprintable() else " " for char in text)[:80].rstrip(" .")
+    return "".join(char if char.isprintable() else " " for char in text.partition(" (")[0])[:80].rstrip(" .")
 
 
 def _ends_early(data: bytes, name: str | None, text: str) -> bool:
     """Whether an undecodable picture was cut off: by its own end mark or size, else by Pillow's word."""
     end = data[-1024:].rstrip(b"\0\r\n ")
-    if name == "jpeg":
-        return not end.endswith(b"\xff\xd9")
-    if name == "png":
-        return b"IEND" not in end[-16:]
-    if name == "gif":
-        return not end.endswith(b";")
-    if name == "webp":
-        return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    match name:
+        case "jpeg" | "jpeg 2000":
+            return not end.endswith(b"\xff\xd9")
+        case "png":
+            return b"IEND" not in end[-16:]
+        case "gif":
+            return not end.endswith(b";")
+        case "webp":
+            return int.from_bytes(data[4:8], "little") + 8 > len(data)
+        case "tiff" if int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big") >= len(data):
+            return True  # its directory lies behind the pixels
+        case "avif":
+            position, size = 0, 1
+            while position + 8 <= len(data) and size:  # a box of size 0 reaches to the end of the file
+                size = int.from_bytes(data[position : position + 4])
+                position += size
+            return position > len(data) or 0 < len(data) - position < 8
     return "truncated" in text or "not large enough" in text or len(data) < HEAD
 
 

@@ -27,6 +27,11 @@ def _visible(char: str) -> str:
     return char.encode("unicode_escape").decode()
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 picture`, `1,200 pictures`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class Counts:
     """How many rows each label got."""
 

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,28 +52,28 @@ def classify(
     `background` holds further labels of the same model for the softmax; where one of them wins, the row abstains.
     Raises ClassifierError (another model's classifier), LabelError, UsageError before the first row.
     """
-    options = options or ClassifyOptions()
+    options = settle(options or ClassifyOptions(), model)
     ranking = Ranking(classifier, background, options)
     for part in filter(None, (classifier, background)):
         part.check_model(model)
     return _rows(inputs, ranking, model, options)
 
 
-def batch_size_for(model: Model) -> int:
-    """Pictures a batch where none is asked for."""
-    return 128 if model.placement.device.type == "cuda" else 16
+def settle(options: ClassifyOptions, model: Model) -> ClassifyOptions:
+    """`options` with batch size and workers chosen where they are left open."""
+    size = 128 if model.placement.device.type == "cuda" else 16
+    return replace(options, batch_size=options.batch_size or size, workers=options.workers or default_workers())
 
 
 def _rows(
     inputs: Iterable[str | Source | Failure], ranking: Ranking, model: Model, options: ClassifyOptions
 ) -> Iterator[Row]:
-    vision = model.config.vision
-    prepare = make_prepare(model.config.preprocess, vision.image_size, pixels=options.pixels, crop=options.crop)
+    size = model.config.vision.image_size
     stream = batches(
         _sources(inputs),
-        prepare,
-        batch_size=options.batch_size or batch_size_for(model),
-        workers=options.workers or default_workers(),
+        make_prepare(model.config.preprocess, size, pixels=options.pixels, crop=options.crop),
+        batch_size=options.batch_size or 1,
+        workers=options.workers or 1,
         flush_after=options.flush_after,
     )
     for batch in stream:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from clipcli.errors import VocabularyError
 from clipcli.model.config import Activation, ClipConfig
 from clipcli.store.database import Store
-from clipcli.tokenizer import Tokenizer
+from clipcli.tokenizer import Tokenizer, files_of
 from clipcli.weights.load import Checkpoint, load_checkpoint
 
 if TYPE_CHECKING:
@@ -103,8 +103,11 @@ class Model:
 
     @cached_property
     def vocabulary_digest(self) -> str:
-        """The identity of the vocabulary's file."""
-        return hashlib.blake2b(self.vocabulary.read_bytes(), digest_size=16).hexdigest()
+        """The identity of the vocabulary's files."""
+        digest = hashlib.blake2b(digest_size=16)
+        for file in files_of(self.vocabulary):
+            digest.update(file.read_bytes())
+        return digest.hexdigest()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
