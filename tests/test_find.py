@@ -242,7 +242,7 @@ def test_an_input_that_is_not_there_is_wrong_use(here: Path) -> None:
     for name, message, hint in [
         ("photos/cta.png", "photos/cta.png: no such file or folder", "did you mean photos/cat.png?"),
         ("photo/", "photo/: no such file or folder", "did you mean photos?"),
-        ("no\nthing/at/all", "no?thing/at/all: no such file or folder", None),
+        ("no\nthing/at", "no\nthing/at: no such file or folder", "the folder no\nthing isn't there either"),
     ]:
         with pytest.raises(UsageError) as raised:
             check_inputs(["photos", name])

@@ -32,40 +32,17 @@ MAX_BYTES = 1 << 30
 _PILLOW_LIMIT = 1024**3 // 4 // 3  # what MAX_IMAGE_PIXELS is unless somebody set it
 
 # The common ones first: Pillow imports the others' plugins only when none of these fits.
-_FORMATS = (
-    *("JPEG", "PNG", "GIF", "BMP", "PPM"),
-    *(
-        "WEBP",
-        "TIFF",
-        "AVIF",
-        "JPEG2000",
-        "ICO",
-        "CUR",
-        "ICNS",
-        "PSD",
-        "QOI",
-        "DDS",
-        "PCX",
-        "SGI",
-        "XBM",
-        "XPM",
-    ),
-)
+_COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
+_RARER = ("WEBP", "TIFF", "AVIF", "JPEG2000", "ICO", "CUR", "ICNS", "PSD", "QOI", "DDS", "PCX", "SGI", "XBM", "XPM")
 _PLUGINS = {  # formats that need a package of their own: (Pillow's name, module, package)
     "heic": ("HEIF", "pillow_heif", "pillow-heif"),
     "jxl": ("JXL", "pillow_jxl", "pillow-jxl-plugin"),
 }
 _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as `warnings.filterwarnings` writes it
 _ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_T = Image.Transpose
+_UPRIGHT = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE}
+_UPRIGHT |= {6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90}
 
 
 def open_picture(source: Source, policy: Pixels = "auto") -> Image.Image | Failure:
@@ -96,7 +73,7 @@ def decode(path: str, data: bytes, policy: Pixels = "auto") -> Image.Image | Fai
         return Failure(path, FailureKind.NOT_A_PICTURE, "the file is empty")
     _settle_pillow()
     name = sniff(data[:HEAD])
-    formats: tuple[str, ...] = _FORMATS
+    formats: tuple[str, ...] = _COMMON + _RARER
     if name in _PLUGINS:
         plugin, module, package = _PLUGINS[name]
         if not _has_plugin(plugin, module):
@@ -227,7 +204,8 @@ def _to_eight_bits(picture: Image.Image) -> Image.Image:
     """Grey of 16 or 32 bits, or of floats, as mode L.
 
     16 bits: v / 257, rounded; also mode I where its values fit (a PGM). Floats from 0 to 1: v * 255, rounded.
-    Any other range has no agreed black and white: it is stretched from its least to its greatest value.
+    Any other range has no agreed black and white: it is stretched from its least to its greatest value. What is
+    not finite counts as 0.
     """
     values = np.asarray(picture)
     if picture.mode == "F":
@@ -248,8 +226,8 @@ def _to_eight_bits(picture: Image.Image) -> Image.Image:
 def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """The way from an ICC profile's colours to sRGB; None if there is none to go.
 
-    So it is for a broken profile, for one of another colour space than the pixels', and for sRGB itself, which
-    most photographs carry: known by what it does to a grid of colours, since its name may be anything.
+    So it is for a broken profile, for one of another colour space than the pixels', and for sRGB itself: known by
+    what it does to a grid of colours, since its name may be anything.
     """
     try:
         given = ImageCms.ImageCmsProfile(BytesIO(profile))

@@ -41,7 +41,6 @@ _SIGNATURES = {
     "qoi": rb"qoif",
     "dds": rb"DDS \x7c\0\0\0",
     "icns": rb"icns\0",
-    "xpm": rb"/\* XPM \*/",
 }
 _SIGNATURE = re.compile(b"|".join(b"(%s)" % mark for mark in _SIGNATURES.values()), re.DOTALL)
 _ENDING = re.compile(
@@ -69,8 +68,7 @@ def no_source(path: str, error: OSError | ValueError) -> Failure:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         if path.endswith("\r"):
             return Failure(path, FailureKind.MISSING, "no such file; the name ends in a carriage return")
-        message = "a link to nothing" if os.path.islink(path) else "no such file"
-        return Failure(path, FailureKind.MISSING, message)
+        return Failure(path, FailureKind.MISSING, "a link to nothing" if os.path.islink(path) else "no such file")
     return Failure(path, FailureKind.UNREADABLE, (error.strerror or "can't be read").lower())
 
 
@@ -183,11 +181,18 @@ def check_inputs(inputs: Iterable[str]) -> None:
     """Raise UsageError for the first INPUT of the command line that isn't there (`-` always is)."""
     for name in inputs:
         if name != "-" and not os.path.lexists(name):
-            folder, wanted = os.path.split(name.rstrip("/"))
-            there = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-            near = difflib.get_close_matches(wanted, there, n=1)
-            hint = f"did you mean {_shown(os.path.join(folder, near[0]))}?" if near else None
-            raise UsageError(f"{_shown(name)}: no such file or folder", hint=hint)
+            raise UsageError(f"{name}: no such file or folder", hint=_what_is_there(name))
+
+
+def _what_is_there(name: str) -> str:
+    folder, wanted = os.path.split(name.rstrip(os.sep))
+    try:
+        near = difflib.get_close_matches(wanted, os.listdir(folder or "."), n=1)
+    except OSError:
+        return f"the folder {folder} isn't there either"
+    if near:
+        return f"did you mean {os.path.join(folder, near[0])}?"
+    return f"the folder {folder or os.getcwd()} holds nothing of that name"
 
 
 def _matches(below: str, globs: Sequence[str]) -> bool:
@@ -198,7 +203,3 @@ def _matches(below: str, globs: Sequence[str]) -> bool:
 def _holds_a_picture(path: str) -> bool:
     with open(path, "rb", buffering=0) as file:
         return sniff(file.read(HEAD)) is not None
-
-
-def _shown(name: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in name)

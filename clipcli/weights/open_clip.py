@@ -161,7 +161,7 @@ def _text(fields: Fields, activation: Activation) -> TextConfig:
 
 def _preprocess(fields: Fields, image_size: int) -> Preprocess:
     fields.only(_PREPROCESS, ("mean", "std", "interpolation", "resize_mode", "size"))
-    if "size" in fields.values and fields.integer("size", image_size) != image_size:
+    if fields.values.get("size") not in (None, image_size, [image_size, image_size]):
         raise fields.wrong("size", f"the model's {image_size}")
     mode: Any = fields.values.get("resize_mode") or "shortest"
     interpolation: Any = fields.values.get("interpolation") or "bicubic"
