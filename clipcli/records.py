@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,21 @@ class FailureKind(StrEnum):
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that could not be classified: a row of its own, never an exception."""
+    """A picture that could not be classified: a row of its own, never an exception.
+
+    What a `Prediction` says besides the path is None or empty here, as in the rows of JSON Lines.
+    """
 
     path: str
     kind: FailureKind
     message: str
+
+    label: ClassVar[None] = None
+    score: ClassVar[None] = None
+    cosine: ClassVar[None] = None
+    margin: ClassVar[None] = None
+    abstained: ClassVar[bool] = False
+    top: ClassVar[tuple[Candidate, ...]] = ()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pictures_made import encoded, photo
 
 from clipcli.errors import UsageError
-from clipcli.images.find import LONGEST_NAME, Walk, check_inputs, read_list, sniff, walk
+from clipcli.images.find import LONGEST_NAME, Walk, check_inputs, read_list, sniff
 from clipcli.records import Failure, FailureKind, Source
 
 PNG = encoded(photo(8, 8), "PNG")
@@ -23,7 +23,7 @@ PNG = encoded(photo(8, 8), "PNG")
 
 def rows(*inputs: str, **rules: object) -> list[str]:
     """Paths, failures marked by their kind."""
-    found = walk([*inputs], **rules)  # type: ignore[arg-type]
+    found = Walk([*inputs], **rules)  # type: ignore[arg-type]
     return [item.path if isinstance(item, Source) else f"{item.path}!{item.kind}" for item in found]
 
 
@@ -75,7 +75,7 @@ def test_what_is_named_always_gets_a_row(here: Path) -> None:
 
 def test_a_list_may_refuse_folders(here: Path) -> None:
     put(here, "p/a.png")
-    failures = list(walk(["p", "p/a.png"], folders=False))
+    failures = list(Walk(["p", "p/a.png"], folders=False))
     assert failures == [Failure("p", FailureKind.UNREADABLE, "a folder, not a file"), Source("p/a.png")]
 
 
@@ -122,7 +122,7 @@ def test_what_is_no_file_is_never_opened(here: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("p/socket.png")
         assert rows("p") == ["p/a.png"]
-        failures = list(walk(["p/pipe.png", "p/socket.png", os.devnull]))
+        failures = list(Walk(["p/pipe.png", "p/socket.png", os.devnull]))
     assert [str(getattr(item, "message", "")) for item in failures] == [
         "a pipe, not a file",
         "a socket, not a file",
@@ -141,7 +141,7 @@ def test_a_folder_that_cannot_be_read_is_a_row(here: Path, monkeypatch: pytest.M
         return listdir(path)
 
     monkeypatch.setattr(os, "listdir", refusing)
-    assert list(walk(["p"])) == [Failure("p/a", FailureKind.UNREADABLE, "permission denied"), Source("p/b/y.png")]
+    assert list(Walk(["p"])) == [Failure("p/a", FailureKind.UNREADABLE, "permission denied"), Source("p/b/y.png")]
 
 
 @pytest.mark.parametrize("name", [b"new\nline.png", b"caf\xe9\xff.png", b"[red]:smile:'\".png", b"-rf.png", b" .png"])
@@ -153,7 +153,7 @@ def test_names_of_any_bytes_come_back(here: Path, name: bytes) -> None:
             file.write(PNG)
     except OSError:
         pytest.skip("this file system refuses the name")
-    assert [os.fsencode(item.path) for item in walk(["p"])] == [b"p/" + name]
+    assert [os.fsencode(item.path) for item in Walk(["p"])] == [b"p/" + name]
 
 
 def test_a_deep_folder_needs_no_recursion(here: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_deep_folder_needs_no_recursion(here: Path) -> None:
 def test_the_walk_is_lazy(here: Path) -> None:
     put(here, "p/a.png")
     names = iter(["p", "p", "gone"])
-    found = iter(walk(names))
+    found = iter(Walk(names))
     assert next(found) == Source("p/a.png")
     assert list(names) == ["p", "gone"]
 
@@ -191,9 +191,15 @@ def test_a_list_by_lines() -> None:
     assert list(read_list(BytesIO(b""), False)) == []
     many = [f"folder/{number:06}.png" for number in range(20000)]
     assert list(read_list(BytesIO("\n".join(many).encode()), False)) == many
-    assert list(walk(["gone\r"])) == [
+    assert list(Walk(["gone\r"])) == [
         Failure("gone\r", FailureKind.MISSING, "no such file; the name ends in a carriage return")
     ]
+
+
+def test_a_list_from_windows(here: Path) -> None:
+    put(here, "there.png")
+    put(here, "odd.png\r")
+    assert list(Walk(["there.png\r", "odd.png\r"])) == [Source("there.png"), Source("odd.png\r")]
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def build_classifier(
     templates: opt.Templates = None,
     extend: Extend = None,
     model: opt.Model = None,
+    offline: opt.Offline = False,
     truncate: opt.Truncate = False,
     vocabulary: opt.Vocabulary = None,
     activation: opt.ActivationOf = None,
@@ -67,7 +68,7 @@ def build_classifier(
 ) -> None:
     """Make a classifier of labels once, to use it many times with classify -c."""
     began = time.monotonic()
-    choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache)
+    choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline)
     words = Words(labels, label, prompts, templates, truncate)
     if output is not None:
         check_new_file(output, force=force)

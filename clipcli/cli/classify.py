@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clipcli.cli import complete
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk, Ticker
 from clipcli.cli.request import Destination, ModelChoice, Pictures, Words
@@ -38,6 +39,7 @@ Select = Annotated[
     typer.Option(
         "--select",
         metavar="LABEL",
+        autocompletion=complete.labels,
         help="Only rows whose label is this (repeatable). Failures are then on stderr alone.",
         rich_help_panel=opt.OUTPUT,
     ),
@@ -83,6 +85,7 @@ def classify(
     pixels: opt.PixelPolicy = "auto",
     crop: opt.CropPolicy = "model",
     model: opt.Model = None,
+    offline: opt.Offline = False,
     labels: opt.LabelFile = None,
     label: opt.InlineLabels = None,
     prompts: opt.Prompts = None,
@@ -127,7 +130,7 @@ def classify(
             typer.echo(context.get_help())
         raise typer.Exit(ExitCode.USAGE)
     destination = Destination(output, format, force, top_k, print0, color)
-    choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache)
+    choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline)
     words = Words(labels, label, prompts, templates, truncate, classifier)
     destination.check()
     pictures.check()

@@ -19,6 +19,7 @@ from clipcli.output.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
 
 
 def wants_color(stream: IO[str], choice: str = "auto") -> bool:
@@ -63,6 +64,7 @@ class Talk:
         self.color = color
         self.live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not quiet
         self._console: Console | None = None
+        self._status: Status | None = None
 
     @contextmanager
     def listening(self) -> Iterator[Talk]:
@@ -97,7 +99,21 @@ class Talk:
             yield Ticker()
             return
         with self._rich().status(text, spinner_style="cyan") as status:
-            yield LiveTicker(text, status.update)
+            self._status = status
+            try:
+                yield LiveTicker(text, status.update)
+            finally:
+                self._status = None
+
+    @contextmanager
+    def standing_aside(self) -> Iterator[None]:
+        """Take the living line away, if there is one, while something else draws on the terminal."""
+        status = self._status
+        if status is not None:
+            status.stop()
+        yield
+        if status is not None:
+            status.start()
 
     def _line(self, text: str) -> None:
         if self._console is not None:  # above the living line, not through it

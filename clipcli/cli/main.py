@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import traceback
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from clipcli import __version__
-from clipcli.cli import build_classifier, classify
+from clipcli.cli import build_classifier, cache, classify, doctor, labels, models, templates
 from clipcli.cli.console import say_error
+from clipcli.cli.defaults import default_map
 from clipcli.cli.options import epilog
+from clipcli.cli.usage import usage_error
 from clipcli.errors import ClipcliError, ExitCode, UsageError
 
 app = typer.Typer(
@@ -31,6 +32,11 @@ app = typer.Typer(
 )
 app.command("classify", epilog=classify.EXAMPLES)(classify.classify)
 app.command("build-classifier", epilog=build_classifier.EXAMPLES)(build_classifier.build_classifier)
+app.add_typer(models.app, name="models")
+app.add_typer(labels.app, name="labels")
+app.add_typer(templates.app, name="templates")
+app.add_typer(cache.app, name="cache")
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 
 
 def _print_version(asked: bool) -> None:
@@ -56,20 +62,20 @@ def main() -> NoReturn:
 def run(args: list[str]) -> int:
     """Run `args` and return the exit code; known errors become one line on stderr."""
     try:
-        result = app(args, prog_name="clipcli", standalone_mode=False)
+        result = app(args, prog_name="clipcli", standalone_mode=False, default_map=_defaults(args))
         sys.stdout.flush()
         return int(result or ExitCode.OK)
     except SystemExit as error:  # Typer leaves so when completion is done, and with 1 when the pipe was closed
-        if error.code != 1:
+        if error.code != 1 or "_CLIPCLI_COMPLETE" in os.environ:  # fish asks by exit code
             raise
         return _closed_pipe()
     except BrokenPipeError:
         return _closed_pipe()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         return ExitCode.INTERRUPTED
     except typer.TyperException as error:
         if error.format_message():  # empty: the help page has been shown in its place
-            say_error(_usage_error(error.format_message()))
+            say_error(usage_error(error))
         return error.exit_code
     except ClipcliError as error:
         if "--debug" in args:
@@ -82,12 +88,14 @@ def run(args: list[str]) -> int:
         return ExitCode.FAILED
 
 
-def _usage_error(message: str) -> UsageError:
-    """Typer's sentence in our form: what is wrong on one line, the nearest name in the hint."""
-    message = message.replace("Value error, ", "").rstrip(".")
-    found = re.fullmatch(r"(.*?)\.? (?:\(Possible options: (.*)\)|Did you mean (.*)\?)", message)
-    what, near = (found[1], found[2] or found[3]) if found else (message, None)
-    return UsageError(what[:1].lower() + what[1:], hint=f"did you mean {near}?" if near else "see clipcli --help")
+def _defaults(args: list[str]) -> dict[str, Any]:
+    """What settings files say. A broken one keeps nobody from reading help, or from asking the doctor."""
+    try:
+        return default_map(typer.main.get_command(app))
+    except UsageError:
+        if not args or args[0].startswith("-") or args[0] == "doctor" or {"--help", "-h"} & {*args}:
+            return {}
+        raise
 
 
 def _closed_pipe() -> int:

@@ -6,11 +6,27 @@ Each is an `Annotated` type, so that a command's signature is its list of option
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from clipcli.cli import complete
+
 INPUT, CLASSIFIER, OUTPUT, SPEED, TALK = "Input", "Classifier", "Output", "Speed", "Talk"
+
+WORDS = ("labels", "label", "prompts", "classifier")
+
+
+def _unless_typed(context: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+    """Nothing, where a settings file has words of one kind and words of another kind were typed in their place."""
+
+    def came_from(name: str | None, source: str) -> bool:
+        found = context.get_parameter_source(name or "")
+        return found is not None and found.name == source
+
+    replaced = any(came_from(name, "COMMANDLINE") for name in WORDS if name != param.name)
+    return None if replaced and came_from(param.name, "DEFAULT_MAP") else value
+
 
 # ---- Input
 
@@ -62,20 +78,46 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        metavar="PATH",
+        metavar="MODEL",
         envvar="CLIPCLI_MODEL",
-        help="A CLIP checkpoint: a directory (open_clip or transformers layout) or a .safetensors / .pt file.",
+        autocompletion=complete.models,
+        help="A name of models list, org/name[@revision] on the Hub, or a path: a directory (open_clip or transformers "
+        "layout) or a .safetensors / .pt file. Default: ViT-B-32-256-datacomp.",
         rich_help_panel=CLASSIFIER,
         show_default=False,
     ),
 ]
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline",
+        metavar="",
+        envvar="CLIPCLI_OFFLINE",
+        help="Never download; use what is here.",
+        rich_help_panel=CLASSIFIER,
+    ),
+]
 LabelFile = Annotated[
     str | None,
-    typer.Option("--labels", "-l", metavar="FILE", help="Labels: text, CSV, TSV or JSON.", rich_help_panel=CLASSIFIER),
+    typer.Option(
+        "--labels",
+        "-l",
+        metavar="FILE",
+        help="Labels: text, CSV, TSV or JSON.",
+        rich_help_panel=CLASSIFIER,
+        callback=_unless_typed,
+    ),
 ]
 InlineLabels = Annotated[
     list[str] | None,
-    typer.Option("--label", "-L", metavar="LABEL", help="One label (repeatable).", rich_help_panel=CLASSIFIER),
+    typer.Option(
+        "--label",
+        "-L",
+        metavar="LABEL",
+        help="One label (repeatable).",
+        rich_help_panel=CLASSIFIER,
+        callback=_unless_typed,
+    ),
 ]
 Prompts = Annotated[
     Path | None,
@@ -83,6 +125,7 @@ Prompts = Annotated[
         metavar="FILE",
         help='Whole sentences in place of templates: {"label": ["sentence", ...]}.',
         rich_help_panel=CLASSIFIER,
+        callback=_unless_typed,
     ),
 ]
 Templates = Annotated[
@@ -92,6 +135,7 @@ Templates = Annotated[
         "-t",
         metavar="SET",
         envvar="CLIPCLI_TEMPLATES",
+        autocompletion=complete.templates,
         help='Template set, file, or literal such as "a photo of a <>." (repeatable). Default: imagenet7.',
         rich_help_panel=CLASSIFIER,
         show_default=False,
@@ -105,6 +149,7 @@ ClassifierFile = Annotated[
         metavar="FILE",
         help="A classifier file made by build-classifier, in place of labels.",
         rich_help_panel=CLASSIFIER,
+        callback=_unless_typed,
     ),
 ]
 Truncate = Annotated[
@@ -186,6 +231,7 @@ BatchSize = Annotated[
         "-b",
         metavar="N",
         min=1,
+        envvar="CLIPCLI_BATCH_SIZE",
         help="Pictures a batch. Default: by device.",
         rich_help_panel=SPEED,
     ),
@@ -209,6 +255,7 @@ Device = Annotated[
         "-d",
         metavar="DEVICE",
         envvar="CLIPCLI_DEVICE",
+        autocompletion=complete.devices,
         help="auto, cpu, cuda, cuda:N or mps.",
         rich_help_panel=SPEED,
     ),
@@ -225,7 +272,13 @@ PrecisionOf = Annotated[
 ]
 NoCache = Annotated[
     bool,
-    typer.Option("--no-cache", metavar="", help="Neither read nor fill the store.", rich_help_panel=SPEED),
+    typer.Option(
+        "--no-cache",
+        metavar="",
+        envvar="CLIPCLI_NO_CACHE",
+        help="Neither read nor fill the store.",
+        rich_help_panel=SPEED,
+    ),
 ]
 
 # ---- Talk
@@ -238,7 +291,10 @@ Verbose = Annotated[
     bool,
     typer.Option("--verbose", "-v", metavar="", help="Say what was chosen and what was reused.", rich_help_panel=TALK),
 ]
-Color = Annotated[Literal["auto", "always", "never"], typer.Option(help="Colour on terminals.", rich_help_panel=TALK)]
+Color = Annotated[
+    Literal["auto", "always", "never"],
+    typer.Option(envvar="CLIPCLI_COLOR", help="Colour on terminals.", rich_help_panel=TALK),
+]
 Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show tracebacks.", rich_help_panel=TALK)]
 
 

@@ -24,6 +24,7 @@ from clipcli.records import Failure, Label, Source, Template
 if TYPE_CHECKING:
     from clipcli.model.device import Precision
     from clipcli.output.sink import Sink
+    from clipcli.weights.fetch import Located
     from clipcli.weights.model import Model
     from clipcli.zeroshot.classifier import Built
 
@@ -32,21 +33,29 @@ if TYPE_CHECKING:
 class ModelChoice:
     """Which checkpoint, and where it runs."""
 
-    path: str | None
+    name: str | None  # None: the default
     device: str
     precision: Precision
     activation: Literal["quick_gelu", "gelu"] | None
     head_width: int | None
     vocabulary: Path | None
     no_cache: bool
+    offline: bool = False
 
     def check(self) -> None:
-        """Raise UsageError where no model is named."""
-        if self.path is None:
-            raise UsageError(
-                "no model given",
-                hint="name a CLIP checkpoint on this disk with --model PATH, or set CLIPCLI_MODEL",
-            )
+        """Raise ModelError for a name that can't be a model's."""
+        from clipcli.weights.fetch import exists, parse
+
+        if self.name is not None and not exists(self.name):
+            parse(self.name)
+
+    def locate(self, talk: Talk) -> Located:
+        """Where it lies on this disk; it is downloaded if it isn't there yet."""
+        from clipcli.weights.catalog import DEFAULT
+        from clipcli.weights.fetch import resolve
+
+        with talk.standing_aside():
+            return resolve(self.name or DEFAULT, offline=self.offline, vocabulary=self.vocabulary, progress=talk.live)
 
     def open(self, talk: Talk) -> Model:
         """The model, its towers not read yet."""
@@ -55,15 +64,15 @@ class ModelChoice:
         from clipcli.weights.model import load_model
 
         model = load_model(
-            str(self.path),
+            self.locate(talk),
             device=self.device,
             precision=self.precision,
             activation=self.activation,
             head_width=self.head_width,
-            vocabulary=self.vocabulary,
             store=Store(None if self.no_cache else store_file()),
         )
-        talk.detail(f"model: {model.name} ({model.checkpoint.layout}), on {model.placement}")
+        if talk.verbose:  # where it runs, only torch can say
+            talk.detail(f"model: {model.name} ({model.checkpoint.layout}), on {model.placement}")
         return model
 
 

@@ -100,6 +100,8 @@ class Walk:
     def __iter__(self) -> Iterator[Source | Failure]:
         for name in self.inputs:
             try:
+                if name.endswith("\r") and os.path.lexists(name[:-1]) and not os.path.lexists(name):
+                    name = name[:-1]  # a list from Windows
                 mode = os.stat(name).st_mode
             except (OSError, ValueError) as error:
                 yield no_source(name, error)
@@ -145,9 +147,6 @@ class Walk:
                 yield no_source(path, error)
                 return
         self.passed_over += 1
-
-
-walk = Walk  # reads as the verb where only the iteration matters
 
 
 def read_list(stream: BinaryIO, null: bool) -> Iterator[str]:

@@ -38,6 +38,12 @@ MIGRATIONS = (
     ),
 )
 
+# Which entries to delete to make room for some bytes: those not used for longest.
+OLDEST = (
+    "id IN (SELECT id FROM (SELECT id, size, sum(size) OVER (ORDER BY used, size, id) AS upto FROM entry)"
+    " WHERE upto - size < ?)"
+)
+
 # SQLITE_ERROR in queries that never change means that the tables are not ours.
 DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR}
 UNUSABLE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_READONLY}
@@ -136,6 +142,17 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+def schema(connection: sqlite3.Connection, name: str) -> int:
+    """The version of the tables; 0 before there are any. Raises StoreError for one that we don't know."""
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if version > len(MIGRATIONS):
+        raise StoreError(
+            f"the store {name} was written by a newer clipcli (schema {version}, not {len(MIGRATIONS)})",
+            hint="upgrade clipcli, or choose another folder with CLIPCLI_CACHE_DIR, or use --no-cache",
+        )
+    return version
+
+
 def _connect(name: str) -> sqlite3.Connection:
     connection = sqlite3.connect(name, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     connection.text_factory = bytes  # damaged text then gives a wrong checksum, not an exception
@@ -147,12 +164,7 @@ def _prepare(connection: sqlite3.Connection, name: str) -> sqlite3.Connection:
     try:
         for setting in (f"page_size = {PAGE_BYTES}", "journal_mode = WAL", "synchronous = NORMAL"):
             connection.execute(f"PRAGMA {setting}")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > len(MIGRATIONS):
-            raise StoreError(
-                f"the store {name} was written by a newer clipcli (schema {version}, not {len(MIGRATIONS)})",
-                hint="upgrade clipcli, or choose another folder with CLIPCLI_CACHE_DIR, or use --no-cache",
-            )
+        version = schema(connection, name)
         for number, statements in enumerate(MIGRATIONS[version:], version + 1):
             with transaction(connection):
                 for statement in (*statements, f"PRAGMA user_version = {number}"):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipcli.store.connection import PAGE_BYTES, Database, transaction
+from clipcli.store.connection import OLDEST, PAGE_BYTES, Database, transaction
 from clipcli.store.keys import file_key
 
 Array = npt.NDArray[np.float32]
@@ -40,8 +40,8 @@ class Store:
     fails because of the file, but for StoreError when a newer clipcli wrote it.
     """
 
-    def __init__(self, path: Path | None, *, size_limit: int = SIZE_LIMIT) -> None:
-        self._database = Database(path)
+    def __init__(self, path: str | Path | None, *, size_limit: int = SIZE_LIMIT) -> None:
+        self._database = Database(None if path is None else Path(path))
         self._size_limit = size_limit
 
     def __enter__(self) -> Store:
@@ -150,11 +150,7 @@ def _evict(connection: sqlite3.Connection, limit: int) -> None:
         return
     (total,) = connection.execute("SELECT total(size) FROM entry").fetchone()
     if total > limit:
-        connection.execute(
-            "DELETE FROM entry WHERE id IN (SELECT id FROM (SELECT id, size,"
-            " sum(size) OVER (ORDER BY used, size, id) AS upto FROM entry) WHERE upto - size < ?)",
-            (total - limit * 9 // 10,),
-        )
+        connection.execute(f"DELETE FROM entry WHERE {OLDEST}", (total - limit * 9 // 10,))
 
 
 def _dtype(kind: str) -> str:

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcli.errors import LabelError, UsageError
-from clipcli.images.find import walk
+from clipcli.images.find import Walk
 from clipcli.images.stream import Batch, batches, default_workers, make_prepare
 from clipcli.images.transform import Crop, Pixels
 from clipcli.records import Candidate, Failure, FailureKind, Prediction, Row, Source
@@ -39,15 +41,18 @@ class ClassifyOptions:
     flush_after: float | None = None  # seconds of silent input after which a partial batch goes through
 
 
+Input = str | os.PathLike[str] | Source | Failure
+
+
 def classify(
-    inputs: Iterable[str | Source | Failure],
+    inputs: Input | Iterable[Input],
     classifier: Classifier,
     model: Model,
     options: ClassifyOptions | None = None,
     *,
     background: Classifier | None = None,
 ) -> Iterator[Row]:
-    """Classify pictures: paths of pictures and folders, or `Source`s. One row each, in input order, as they are done.
+    """Classify pictures: paths of pictures and folders, or `Source`s, or one of these. A row each, in input order.
 
     `background` holds further labels of the same model for the softmax; where one of them wins, the row abstains.
     Raises ClassifierError (another model's classifier), LabelError, UsageError before the first row.
@@ -66,8 +71,9 @@ def settle(options: ClassifyOptions, model: Model) -> ClassifyOptions:
 
 
 def _rows(
-    inputs: Iterable[str | Source | Failure], ranking: Ranking, model: Model, options: ClassifyOptions
+    inputs: Input | Iterable[Input], ranking: Ranking, model: Model, options: ClassifyOptions
 ) -> Iterator[Row]:
+    model.read_image_tower()  # while a list that is still growing has not named its first picture
     size = model.config.vision.image_size
     stream = batches(
         _sources(inputs),
@@ -80,9 +86,9 @@ def _rows(
         yield from _classify_batch(batch, ranking, model)
 
 
-def _sources(inputs: Iterable[str | Source | Failure]) -> Iterator[Source | Failure]:
-    for item in inputs:
-        yield from walk([item]) if isinstance(item, str) else [item]
+def _sources(inputs: Input | Iterable[Input]) -> Iterator[Source | Failure]:
+    for item in [inputs] if isinstance(inputs, str | os.PathLike | Source | Failure) else inputs:
+        yield from [item] if isinstance(item, Source | Failure) else Walk([os.fspath(item)])
 
 
 def _classify_batch(batch: Batch, ranking: Ranking, model: Model) -> Iterator[Row]:
@@ -104,6 +110,8 @@ def check_names(names: tuple[str, ...], background: tuple[str, ...], unknown_lab
     for name in background:
         if name in names:
             raise LabelError(f'label "{name}" stands among the labels and in the background', hint="take one out")
+    if not unknown_label.strip():
+        raise UsageError("the label of rows that abstain is empty", hint="give a name: --unknown-label NAME")
     if unknown_label in names + background:
         raise LabelError(
             f'the label "{unknown_label}" is also that of rows that abstain',
@@ -117,8 +125,8 @@ class Ranking:
     def __init__(self, classifier: Classifier, background: Classifier | None, options: ClassifyOptions) -> None:
         others = background.names if background else ()
         check_names(classifier.names, others, options.unknown_label)
-        if not options.temperature > 0:
-            raise UsageError(f"the temperature is {options.temperature}", hint="it must be above 0")
+        if not 0 < options.temperature < math.inf:
+            raise UsageError(f"the temperature is {options.temperature}", hint="it is a finite number above 0")
         self.options = options
         self.names = classifier.names + others
         self.foreground = len(classifier.names)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from clipcli.errors import VocabularyError
 from clipcli.model.config import Activation, ClipConfig
 from clipcli.store.database import Store
 from clipcli.tokenizer import Tokenizer, files_of
+from clipcli.weights.fetch import Located, resolve
 from clipcli.weights.load import Checkpoint, load_checkpoint
 
 if TYPE_CHECKING:
@@ -32,27 +34,33 @@ TOKENS_PER_BATCH = 1500  # more gains nothing on a CPU (two cores, ViT-B/32)
 Vectors = NDArray[np.float32]
 
 
-def load_model(
-    path: str | Path,
+def load_model(  # noqa: PLR0913 - each says one thing that the checkpoint doesn't
+    model: str | Path | Located,
     *,
     device: str = "auto",
     precision: Precision = "auto",
     activation: Activation | None = None,
     head_width: int | None = None,
     vocabulary: str | Path | None = None,
+    offline: bool = False,
     store: Store | None = None,
 ) -> Model:
-    """Open the checkpoint at `path`: a directory in open_clip's or transformers' layout, or a weight file.
+    """Open a checkpoint: a directory in open_clip's or transformers' layout, a weight file, or a model by name.
 
-    `activation` and `head_width` are for bare state dicts, which don't tell; `store` defaults to one that is
-    forgotten with the process. Raises ModelError, VocabularyError, UsageError.
+    A name is a short one ("ViT-B-32-256-datacomp") or an id of the Hub, `org/name` or `org/name@revision`: the model
+    is downloaded if it isn't in the Hub's cache yet, unless `offline`. A `Path` is always one. `activation` and
+    `head_width` are for bare state dicts, which don't tell; `store` defaults to one that is forgotten with the
+    process. Raises ModelError, VocabularyError, UsageError.
     """
+    words = Path(vocabulary) if vocabulary is not None else None
+    located = model if isinstance(model, Located) else resolve(model, offline=offline, vocabulary=words)
     checkpoint = load_checkpoint(
-        Path(path),
-        activation=activation,
-        head_width=head_width,
-        vocabulary=Path(vocabulary) if vocabulary is not None else None,
+        located.path, activation=activation, head_width=head_width, vocabulary=words or located.vocabulary
     )
+    if located.entry is not None and located.entry.resize_mode is not None:
+        preprocess = replace(checkpoint.config.preprocess, resize_mode=located.entry.resize_mode)
+        checkpoint = replace(checkpoint, config=replace(checkpoint.config, preprocess=preprocess))
+    checkpoint = replace(checkpoint, name=located.name)
     return Model(checkpoint, device=device, precision=precision, store=store or Store(None))
 
 
@@ -63,6 +71,9 @@ class Model:
         self.checkpoint = checkpoint
         self.store = store
         self._asked = (device, precision)
+
+    def __repr__(self) -> str:
+        return f"<clipcli.Model {self.name}>"
 
     @property
     def name(self) -> str:
@@ -113,6 +124,10 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         """The byte-level BPE of the text tower."""
         return Tokenizer.from_file(self.vocabulary, self.config.text.vocab_size)
+
+    def read_image_tower(self) -> None:
+        """Read the image tower now and not with the first batch."""
+        _ = self._image_tower
 
     def encode_image(self, pixels: NDArray[np.uint8]) -> Vectors:
         """Map pictures [B, 3, size, size] (uint8, RGB) to unit embeddings [B, embed_dim] (fp32)."""

@@ -100,13 +100,14 @@ _PREPROCESS: Allowed = {"mode": ("RGB",), "fill_color": (0,)}
 
 def read(folder: Path, weights: Path) -> tuple[ClipConfig, dict[str, Tensor], tuple[Path, ...]]:
     """Configuration, tensors and weight files of `folder`. Raises ModelError, NotPlainClip, UnsafeFile."""
+    return read_config(folder), read_tensors(weights), (weights,)
+
+
+def read_config(folder: Path) -> ClipConfig:
+    """The configuration alone: no weights are needed. Raises ModelError, NotPlainClip."""
     fields = read_fields(folder / CONFIG)
     if not isinstance(fields.values.get("model_cfg"), dict):
         raise fields.wrong("model_cfg", "an object")
-    return _config(fields), read_tensors(weights), (weights,)
-
-
-def _config(fields: Fields) -> ClipConfig:
     model = fields.section("model_cfg")
     vision, text = model.section("vision_cfg"), model.section("text_cfg")
     # The towers first: their settings name an architecture better than a flag of the whole does.

@@ -56,6 +56,10 @@ class Arrays(Mapping[str, Array]):
         """The shape of a tensor, without reading it."""
         return self._tensors[name].shape
 
+    def dtype(self, name: str) -> str:
+        """The type that a tensor's numbers are stored in: F16, BF16, F32, F64."""
+        return self._tensors[name].dtype
+
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` file, a state dict saved by torch, or a TorchScript archive.

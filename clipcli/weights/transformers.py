@@ -56,13 +56,8 @@ _NAMES = (  # theirs, ours; applied in order
 
 def read(folder: Path, weights: Path) -> tuple[ClipConfig, dict[str, Tensor], tuple[Path, ...]]:
     """Configuration, tensors and weight files of `folder`. Raises ModelError, NotPlainClip, UnsafeFile."""
-    fields = read_fields(folder / CONFIG)
-    if fields.values.get("model_type") != "clip":
-        raise NotPlainClip(
-            f"{fields.path}: `model_type` is {fields.values.get('model_type')!r}, not 'clip'", hint=PLAIN_CLIP
-        )
-    config = _config(fields, folder)
-    files = _shards(weights) if weights.suffix == ".json" else (weights,)
+    config = read_config(folder)
+    files = shards(weights) if weights.suffix == ".json" else (weights,)
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= read_tensors(file)
@@ -106,7 +101,8 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return Tensor((rows * len(parts), *rest), dtype, read)
 
 
-def _shards(index: Path) -> tuple[Path, ...]:
+def shards(index: Path) -> tuple[Path, ...]:
+    """The weight files that an index beside them names. Raises ModelError."""
     names = read_fields(index).section("weight_map").values.values()
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or name in ("", "..") or "\\" in name:
@@ -116,7 +112,13 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in sorted(set(names)))
 
 
-def _config(fields: Fields, folder: Path) -> ClipConfig:
+def read_config(folder: Path) -> ClipConfig:
+    """The configuration alone: no weights are needed. Raises ModelError, NotPlainClip."""
+    fields = read_fields(folder / CONFIG)
+    if fields.values.get("model_type") != "clip":
+        raise NotPlainClip(
+            f"{fields.path}: `model_type` is {fields.values.get('model_type')!r}, not 'clip'", hint=PLAIN_CLIP
+        )
     vision, text = _tower(fields, "vision_config"), _tower(fields, "text_config")
     size = vision.integer("image_size", 224)
     if vision.integer("num_channels", 3) != 3:

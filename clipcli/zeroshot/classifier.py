@@ -8,7 +8,7 @@ format is `classifier_file`'s.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]  # prompts done, prompts to do
 class Classifier:
     """A linear classifier over image embeddings: score = softmax(scale · x · Wᵀ + b)."""
 
-    weight: Array  # [labels, dim], unit rows when zero-shot
+    weight: Array = field(repr=False)  # [labels, dim], unit rows when zero-shot
     labels: tuple[Label, ...]
     logit_scale: float  # already exponentiated
     model: str

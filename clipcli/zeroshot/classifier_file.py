@@ -25,7 +25,7 @@ FORMAT, VERSION = "classifier", 1
 KEY = "clipcli"
 
 
-def save_classifier(classifier: Classifier, path: Path) -> None:
+def save_classifier(classifier: Classifier, path: str | Path) -> None:
     """Write `classifier` to `path`, whole or not at all. Raises OutputError."""
     metadata = {
         "format": FORMAT,
@@ -49,6 +49,7 @@ def save_classifier(classifier: Classifier, path: Path) -> None:
     thresholds = [math.nan if x.threshold is None else x.threshold for x in classifier.labels]
     if not all(map(math.isnan, thresholds)):
         tensors["threshold"] = np.array(thresholds, dtype=np.float32)  # NaN: this label has none
+    path = Path(path)
     content = save(tensors, {KEY: json.dumps(metadata, ensure_ascii=False)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -59,8 +60,9 @@ def save_classifier(classifier: Classifier, path: Path) -> None:
         raise OutputError(f"{path}: can't be written: {error.strerror}", hint="choose another place with -o") from error
 
 
-def load_classifier(path: Path) -> Classifier:
+def load_classifier(path: str | Path) -> Classifier:
     """Read a classifier file. Raises ClassifierError: missing, broken, of another kind or a newer version."""
+    path = Path(path)
     try:
         with safe_open(path, framework="np") as file:
             metadata = json.loads((file.metadata() or {}).get(KEY, "null"))

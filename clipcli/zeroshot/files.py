@@ -1,15 +1,17 @@
 """Files that people write by hand, as text or JSON, and the places in them that messages name.
 
 Comes in: a path, perhaps `FILE.json#KEY`. Goes out: text, or parsed JSON. It doesn't know what labels are.
-Raises LabelError for everything that keeps a file from being read.
+Raises LabelError for everything that keeps a file from being read; what leaves the rest of it readable goes to
+`on_error`, which raises it too unless the caller has another use for it.
 """
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +20,43 @@ from clipcli.errors import LabelError
 _FOREIGN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, lone halves of characters
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
+OnError = Callable[[LabelError], None]
 
-def read_text(path: Path) -> str:
-    """The text of `path` (UTF-8, a byte order mark is dropped), its lines ended by `\\n`."""
+
+def refuse(error: LabelError) -> None:
+    """What those do with an error who want all or nothing."""
+    raise error
+
+
+def read_text(path: Path, on_error: OnError = refuse) -> str:
+    """The text of `path` (UTF-8, a byte order mark is dropped), its lines ended by `\\n`.
+
+    A line that is no UTF-8 is an error, and otherwise empty.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
-        hint = "check the path" if isinstance(error, FileNotFoundError) else None
+        hint = "check the path" if isinstance(error, FileNotFoundError | IsADirectoryError) else None
         raise LabelError(f"{path}: {(error.strerror or str(error)).lower()}", hint=hint) from error
     if data.startswith(_UTF16):
         hint = 'save it as UTF-8 (Excel: "CSV UTF-8"; Notepad: encoding "UTF-8")'
         raise LabelError(f"{path}: the text is UTF-16, not UTF-8", hint=hint)
     try:
         text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = re.sub(rb"\r\n?", b"\n", data[: error.start]).count(b"\n") + 1
-        raise LabelError(f"{path}:{line}: not UTF-8", hint="save the file as UTF-8") from error
+    except UnicodeDecodeError:
+        text = _decode_lines(data, path, on_error)
     return re.sub("\r\n?", "\n", text)
+
+
+def _decode_lines(data: bytes, path: Path, on_error: OnError) -> str:
+    lines = re.sub(rb"\r\n?", b"\n", data.removeprefix(codecs.BOM_UTF8)).split(b"\n")
+    for i, line in enumerate(lines):
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            on_error(LabelError(f"{path}:{i + 1}: not UTF-8", hint="save the file as UTF-8"))
+            lines[i] = b""
+    return b"\n".join(lines).decode()
 
 
 def exists(path: Path) -> bool:
@@ -53,18 +75,22 @@ def split_key(spec: str) -> tuple[Path, str | None]:
     return Path(f"{file}.json"), key
 
 
-def read_json(spec: str) -> Any:
-    """The JSON of `FILE.json`, or what its object has under `#KEY`. A key that stands twice is an error."""
+def read_json(spec: str, on_error: OnError = refuse) -> Any:
+    """The JSON of `FILE.json`, or what its object has under `#KEY`.
+
+    A key that stands twice is an error; the second is then no text but a pair, so that entries keep their numbers.
+    """
     path, key = split_key(spec)
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[Any, Any]:
         first: dict[str, int] = {}
-        for number, (name, _) in enumerate(pairs, 1):
-            if name in first:
+        found: dict[Any, Any] = {}
+        for number, (name, value) in enumerate(pairs, 1):
+            if first.setdefault(name, number) != number:
                 what = f'"{name}" stands twice (first in entry {first[name]})'
-                raise LabelError(f"{path}: entry {number}: {what}", hint="give one of them another name")
-            first[name] = number
-        return dict(pairs)
+                on_error(LabelError(f"{path}: entry {number}: {what}", hint="give one of them another name"))
+            found[name if first[name] == number else (name, number)] = value
+        return found
 
     try:
         data = json.loads(read_text(path), object_pairs_hook=unique)

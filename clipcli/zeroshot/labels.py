@@ -1,7 +1,8 @@
 """Label files: classes with their words, from text, CSV, TSV, JSON or the command line.
 
 Comes in: a file (`FILE.json#KEY`: one list of many), or names. Goes out: `Label`s in order, each name once.
-It doesn't fill templates or count tokens. Errors are LabelErrors that begin with file:line.
+It doesn't fill templates or count tokens. Errors are LabelErrors that begin with file:line; what becomes of them
+is a `Report`'s: the first is raised, unless somebody wants them all (lint).
 
 Text, a label a line:           tabby | tabby cat :: a cat with stripes
 Another name than its words:    n02123045 = tabby cat | tiger cat
@@ -28,29 +29,48 @@ log = logging.getLogger("clipcli")
 
 ESCAPED = "\\|=#:"
 MANY_ALIASES = 50  # more than that under one key are rather labels of their own
+SENTENCES = ("description", "descriptions", "prompt")  # they may come with line breaks
 
 
-def read(spec: str) -> list[Label]:
+class Report:
+    """What becomes of what is wrong: the first error is raised, warnings go to the log."""
+
+    def error(self, error: LabelError, code: str = "syntax", label: Label | None = None) -> None:
+        """Something that can't be used. If this returns, reading goes on without it."""
+        raise error
+
+    def warning(self, label: Label, message: str, code: str, other: Label | None = None) -> None:
+        """Something that is hardly meant; `other` is an earlier label that it clashes with."""
+        log.warning("%s: %s", label.where, message)
+
+    def line(self, where: str, line: str) -> None:
+        """A label's line as it stands in a text file."""
+
+
+STRICT = Report()
+
+
+def read(spec: str, report: Report = STRICT) -> list[Label]:
     """The labels of a file: `.csv`, `.tsv`, `.json`, `.json#KEY`, or text under any other name."""
     if spec == "-":
         raise LabelError("labels can't come from stdin", hint="write them to a file, or use --label NAME")
     path, key = split_key(spec)
     kind = path.suffix.lower()
     if kind == ".json":
-        found = _from_json(read_json(spec), spec, warn=key is None)
+        found = _from_json(read_json(spec, report.error), spec, key is None, report)
     elif kind in (".csv", ".tsv"):
-        found = _from_table(read_text(path), spec, "\t" if kind == ".tsv" else None)
+        found = _from_table(read_text(path, report.error), spec, "\t" if kind == ".tsv" else None, report)
     else:
-        found = _from_lines(read_text(path), spec)
-    labels = join(found)
+        found = _from_lines(read_text(path, report.error), spec, report)
+    labels = join(found, report=report)
     if not labels:
-        raise LabelError(f"{spec}: no labels in it", hint="write one label a line")
+        report.error(LabelError(f"{spec}: no labels in it", hint="write one label a line"), "empty")
     return labels
 
 
 def from_names(names: Iterable[str], where: str = "--label") -> list[Label]:
     """Labels of the command line, each in the notation of a line (but `#` is an ordinary character)."""
-    return join([_from_line(name, where) for name in names])
+    return join(*(_from_line(name, where, STRICT) for name in names))
 
 
 def read_descriptions(spec: str | Path) -> list[Label]:
@@ -65,30 +85,30 @@ def read_descriptions(spec: str | Path) -> list[Label]:
         listed = [sentences] if isinstance(sentences, str) else sentences
         if not isinstance(listed, list) or not listed:
             raise LabelError(f'{where}: label "{label}" has no list of prompts', hint='write ["sentence", …]')
-        labels.append(Label(label, (), _words(listed, "prompt", where), where=where))
+        labels.append(Label(label, (), _words(listed, "prompt", where, STRICT), where=where))
     return join(labels)
 
 
-def join(*groups: Iterable[Label]) -> list[Label]:
-    """All labels, in order. Raises LabelError if a name stands twice; warns if only case tells two apart."""
+def join(*groups: Iterable[Label], report: Report = STRICT) -> list[Label]:
+    """All labels, in order. Reports an error if a name stands twice, warns if only case tells two apart."""
     first: dict[str, Label] = {}
     folded: dict[str, Label] = {}
     for label in chain(*groups):
         if known := first.get(label.name):
-            raise LabelError(
-                f'{label.where}: label "{label.name}" stands twice{_first(known, label)}',
-                hint='give one of them another name: "other name = words" in text, "aliases" in CSV and JSON',
-            )
+            message = f'{label.where}: label "{label.name}" stands twice{place_of(known, label)}'
+            hint = 'give one of them another name: "other name = words" in text, "aliases" in CSV and JSON'
+            report.error(LabelError(message, hint=hint), "duplicate", label)
+            continue
         near = folded.setdefault(label.name.casefold(), label)
         if near is not label:
-            message = '%s: label "%s" differs from "%s"%s only in case'
-            log.warning(message, label.where, label.name, near.name, _first(near, label))
+            message = f'label "{label.name}" differs from "{near.name}"{place_of(near, label)} only in case'
+            report.warning(label, message, "case", near)
         first[label.name] = label
     return list(first.values())
 
 
-def _first(known: Label, label: Label) -> str:
-    """Where the first of two labels stands: the line or entry if in the same file."""
+def place_of(known: Label, label: Label) -> str:
+    """Where the first of two labels stands, seen from the second: the line or entry if in the same file."""
     file, _, place = known.where.rpartition(":")
     if not file or file != label.where.rpartition(":")[0]:
         return f" (first in {known.where})" if known.where != label.where else ""
@@ -98,38 +118,50 @@ def _first(known: Label, label: Label) -> str:
 # Text
 
 
-def _from_lines(text: str, file: str) -> Iterator[Label]:
+def _from_lines(text: str, file: str, report: Report) -> Iterator[Label]:
     for number, line in enumerate(text.split("\n"), 1):
         line = line.strip()
         if line and not line.startswith("#"):
-            yield _from_line(line, f"{file}:{number}")
+            report.line(f"{file}:{number}", line)
+            yield from _from_line(line, f"{file}:{number}", report)
 
 
-def _from_line(line: str, where: str) -> Label:
-    """`name = alias | alias :: description :: description`; an escaped character means itself."""
-    hidden = re.sub(r"\\([\\|=#:])", lambda found: chr(ESCAPED.index(found[1]) + 1), checked(line, "label", where))
+def _from_line(line: str, where: str, report: Report) -> list[Label]:
+    """`name = alias | alias :: description :: description`; an escaped character means itself.
+
+    One label, or none where that much is wrong.
+    """
+    hidden = "".join(
+        re.sub(r"\\([\\|=#:])", lambda found: chr(ESCAPED.index(found[1]) + 1), text)
+        for text in _words([line], "label", where, report)
+    )
+    if not hidden:
+        return []
     head, *descriptions = hidden.split("::")
     name, equals, words = head.partition("=")
     if equals and "|" in name:
-        raise LabelError(f'{where}: "|" before "="', hint=r"write \| or \= if the label has that character")
-    aliases = _words(map(_reveal, (words if equals else head).split("|")), "alias", where)
-    return Label(
-        checked(_reveal(name), "label", where) if equals else aliases[0],
-        aliases,
-        _words(map(_reveal, descriptions), "description", where),
-        where=where,
-    )
+        hint = r"write \| or \= if the label has that character"
+        report.error(LabelError(f'{where}: "|" before "="', hint=hint))
+        return []
+    aliases = _words(map(_reveal, (words if equals else head).split("|")), "alias", where, report)
+    names = _words([_reveal(name)], "label", where, report) if equals else aliases[:1]
+    described = _words(map(_reveal, descriptions), "description", where, report)
+    return [Label(name, aliases, described, where=where) for name in names]
 
 
 def _reveal(hidden: str) -> str:
     return re.sub("[\x01-\x05]", lambda found: ESCAPED[ord(found[0]) - 1], hidden.strip())
 
 
-def _words(values: Iterable[object], what: str, where: str) -> tuple[str, ...]:
-    """Checked words or sentences, each once; sentences may come with line breaks."""
-    if what != "alias":
-        values = map(_one_line, values)
-    return tuple(dict.fromkeys(checked(value, what, where) for value in values))
+def _words(values: Iterable[object], what: str, where: str, report: Report) -> tuple[str, ...]:
+    """Checked words or sentences, each once, without those that are wrong."""
+    words: dict[str, None] = {}
+    for value in values:
+        try:
+            words[checked(_one_line(value) if what in SENTENCES else value, what, where)] = None
+        except LabelError as error:
+            report.error(error)
+    return tuple(words)
 
 
 def _one_line(value: object) -> object:
@@ -139,7 +171,7 @@ def _one_line(value: object) -> object:
 # Tables and JSON: entries with the same keys
 
 
-def _from_table(text: str, file: str, delimiter: str | None) -> Iterator[Label]:
+def _from_table(text: str, file: str, delimiter: str | None, report: Report) -> Iterator[Label]:
     header = text.partition("\n")[0]
     cut = delimiter or max(",;", key=header.count)  # spreadsheets write `;` where the comma is decimal
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=cut, strict=True)
@@ -155,16 +187,16 @@ def _from_table(text: str, file: str, delimiter: str | None) -> Iterator[Label]:
                 if "label" not in columns:
                     hint = f"the first line names the columns; it has: {', '.join(columns)}"
                     raise LabelError(f'{where}: no column "label"', hint=hint)
-                continue
-            if len(row) > len(columns):
+            elif len(row) > len(columns):
                 hint = f"a cell with {cut!r} in it needs quotes"
-                raise LabelError(f"{where}: {len(row)} cells, but {len(columns)} columns", hint=hint)
-            yield _from_entry(dict(zip(columns, row, strict=False)), where)
+                report.error(LabelError(f"{where}: {len(row)} cells, but {len(columns)} columns", hint=hint))
+            else:
+                yield from _from_entry(dict(zip(columns, row, strict=False)), where, report)
     except csv.Error as error:
-        raise LabelError(f"{file}:{rows.line_num}: bad CSV: {error}", hint='a quote in a cell is ""') from error
+        report.error(LabelError(f"{file}:{rows.line_num}: bad CSV: {error}", hint='a quote in a cell is ""'))
 
 
-def _from_json(data: Any, file: str, warn: bool) -> Iterator[Label]:
+def _from_json(data: Any, file: str, whole: bool, report: Report) -> Iterator[Label]:
     if isinstance(data, dict):
         entries: list[Any] = [{"label": name, "aliases": aliases} for name, aliases in data.items()]
     elif isinstance(data, list):
@@ -173,47 +205,51 @@ def _from_json(data: Any, file: str, warn: bool) -> Iterator[Label]:
         hint = 'write ["label", …], [{"label": "…", "aliases": ["…"]}, …] or {"label": ["alias", …]}'
         raise LabelError(f"{file}: no list or object of labels", hint=hint)
     for number, entry in enumerate(entries, 1):
-        label = _from_entry(entry, f"{file}: entry {number}")
-        if warn and len(label.aliases) > MANY_ALIASES:
-            message = '%s: label "%s" has %d aliases; if these are labels, name the list: %s#%s'
-            log.warning(message, label.where, label.name, len(label.aliases), file, label.name)
-        yield label
+        if isinstance(entry.get("label"), tuple):
+            continue  # the second of two equal keys: reported
+        for label in _from_entry(entry, f"{file}: entry {number}", report):
+            if whole and len(label.aliases) > MANY_ALIASES:
+                many = f'label "{label.name}" has {len(label.aliases)} aliases'
+                message = f"{many}; if these are labels, name the list: {file}#{label.name}"
+                report.warning(label, message, "many-aliases")
+            yield label
 
 
-def _from_entry(entry: dict[str, Any], where: str) -> Label:
-    """A row or object with `label` and perhaps `aliases`, `descriptions`, `group`, `threshold`."""
+def _from_entry(entry: dict[str, Any], where: str, report: Report) -> list[Label]:
+    """A row or object with `label` and perhaps `aliases`, `descriptions`, `group`, `threshold`: one label, or none."""
     if entry.get("label") is None:
-        raise LabelError(f'{where}: no "label"', hint='each entry needs a "label"')
-    name = checked(entry["label"], "label", where)
+        report.error(LabelError(f'{where}: no "label"', hint='each entry needs a "label"'))
+        return []
+    names = _words([entry["label"]], "label", where, report)
+    aliases = _words(_listed(entry.get("aliases"), "aliases", where, report), "alias", where, report)
+    described = _listed(entry.get("descriptions"), "descriptions", where, report)
+    descriptions = _words(described, "description", where, report)
     group, threshold = entry.get("group"), entry.get("threshold")
-    return Label(
-        name,
-        _words(_listed(entry.get("aliases"), "aliases", where), "alias", where) or (name,),
-        _words(_listed(entry.get("descriptions"), "descriptions", where), "description", where),
-        group=checked(group, "group", where) if group not in (None, "") else None,
-        threshold=_threshold(threshold, where) if threshold not in (None, "") else None,
-        where=where,
-    )
+    groups = _words([] if group in (None, "") else [group], "group", where, report)
+    least = _threshold(threshold, where, report) if threshold not in (None, "") else None
+    return [Label(name, aliases or names, descriptions, next(iter(groups), None), least, where=where) for name in names]
 
 
-def _listed(value: object, what: str, where: str) -> list[object]:
+def _listed(value: object, what: str, where: str, report: Report) -> list[object]:
     """A cell `a|b`, or JSON's list; nothing is an empty list."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return []
     if isinstance(value, str):
-        text = checked(value if what == "aliases" else _one_line(value), what, where)
-        hidden = text.replace(r"\\", "\x01").replace(r"\|", "\x02")
-        return [_reveal(part) for part in hidden.split("|")]
+        texts = _words([value], what, where, report)
+        hidden = "".join(texts).replace(r"\\", "\x01").replace(r"\|", "\x02")
+        return [_reveal(part) for part in hidden.split("|")] if hidden else []
     if not isinstance(value, list):
-        raise LabelError(f"{where}: {what} {value!r} are no list", hint='write ["…", "…"]')
+        report.error(LabelError(f"{where}: {what} {value!r} are no list", hint='write ["…", "…"]'))
+        return []
     return value
 
 
-def _threshold(value: object, where: str) -> float:
+def _threshold(value: object, where: str, report: Report) -> float | None:
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise LabelError(f"{where}: threshold {value!r} is no number", hint="write it like 0.25")
-    return number
+    if math.isfinite(number):
+        return number
+    report.error(LabelError(f"{where}: threshold {value!r} is no number", hint="write it like 0.25"))
+    return None

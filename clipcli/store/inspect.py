@@ -1,0 +1,213 @@
+"""What lies in the store, for people: how much of which kind, and deletion by choice.
+
+In: the store's path, and what to delete. Out: counts and sizes. Reading changes nothing on the disk. Other processes
+may use the store meanwhile: what they miss they compute again. It doesn't read values, and knows kinds by name alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipcli.errors import StoreError
+from clipcli.store.connection import DAMAGED, OLDEST, Database, schema, transaction
+
+log = logging.getLogger("clipcli")
+
+DAMAGED_KIND = "damaged"  # copies of a store that were set aside, in place of a kind of entry
+COMPANIONS = ("-wal", "-shm")  # files that SQLite keeps beside its own while it is open
+
+
+@dataclass(frozen=True)
+class Group:
+    """Entries of one kind, made by one model ("": by none): how many, their values' bytes, when first and last used."""
+
+    kind: str
+    model: str
+    entries: int
+    size: int
+    oldest: int
+    newest: int
+
+
+@dataclass(frozen=True)
+class Aside:
+    """A damaged copy that was set aside: its files, the first of which names it."""
+
+    files: tuple[Path, ...]
+    size: int
+    used: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to delete: entries that meet every condition, and beyond `keep` bytes those not used for longest."""
+
+    kind: str | None = None
+    model: str | None = None  # the beginning of a fingerprint
+    before: float | None = None  # last used before this time, in seconds since 1970
+    keep: int | None = None
+
+    @property
+    def where(self) -> tuple[str, list[object]]:
+        """An SQL condition that leaves `keep` out, and its values."""
+        tests: list[tuple[str, list[object]]] = [("1", [])]
+        if self.kind is not None:
+            tests.append(("kind = ?", [self.kind]))
+        if self.model is not None:
+            tests.append(("substr(model, 1, ?) = ?", [len(self.model), self.model]))
+        if self.before is not None:
+            tests.append(("used < ?", [self.before]))
+        if self.keep is not None and len(tests) == 1:
+            tests = [("0", [])]
+        return " AND ".join(test for test, _ in tests), [value for _, values in tests for value in values]
+
+    def covers(self, copy: Aside) -> bool:
+        """Whether a damaged copy is to be deleted, too."""
+        whole = self.kind in (None, DAMAGED_KIND) and self.model is None and self.keep is None
+        return whole and (self.before is None or copy.used < self.before)
+
+
+EVERYTHING = Selection()
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is kept: the file's bytes on the disk, the entries in it, and what lies beside it."""
+
+    path: Path
+    size: int
+    groups: tuple[Group, ...]
+    aside: tuple[Aside, ...]
+
+    @property
+    def entries(self) -> int:
+        """How many entries."""
+        return sum(group.entries for group in self.groups)
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of values and of damaged copies."""
+        return sum(group.size for group in self.groups) + sum(copy.size for copy in self.aside)
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What was deleted: entries and damaged copies; and how many bytes the disk got back."""
+
+    entries: int
+    copies: int
+    freed: int
+
+
+def survey(path: Path, selection: Selection = EVERYTHING) -> Survey:
+    """What of the selection lies in the store at `path`. Raises StoreError where it can't be read."""
+    groups: list[Group] = []
+    if path.is_file():
+        with _reading(path) as connection:
+            if schema(connection, str(path)):
+                where, values = _complete(connection, selection)
+                rows = connection.execute(
+                    f"SELECT kind, model, count(*), total(size), {_time('min')}, {_time('max')} FROM entry"
+                    f" WHERE {where} GROUP BY kind, model ORDER BY kind, total(size) DESC, model",
+                    values,
+                )
+                groups = [Group(_text(kind), _text(model), n, int(size), *used) for kind, model, n, size, *used in rows]
+    copies = tuple(copy for copy in _aside(path) if selection.covers(copy))
+    return Survey(path, _bytes(_files(path)), tuple(groups), copies)
+
+
+def remove(path: Path, selection: Selection) -> Removed:
+    """Delete what is selected and give the space back to the disk. Raises StoreError where nothing can be written."""
+    before, entries = _on_disk(path), 0
+    if path.is_file():
+        with closing(Database(path)) as database:
+            entries = database.run(lambda connection: _delete(connection, selection))
+            if database.path is None:
+                raise StoreError(f"{path}: can't be written", hint="check the permissions of its folder")
+            if entries:
+                database.run(_shrink)
+    copies = [copy for copy in _aside(path) if selection.covers(copy)]
+    for file in (file for copy in copies for file in copy.files):
+        file.unlink(missing_ok=True)
+    return Removed(entries, len(copies), max(0, before - _on_disk(path)))
+
+
+def _complete(connection: sqlite3.Connection, selection: Selection) -> tuple[str, list[object]]:
+    """The condition with `keep` in it: a sum over all entries."""
+    where, values = selection.where
+    if selection.keep is None:
+        return where, values
+    (total,) = connection.execute("SELECT total(size) FROM entry").fetchone()
+    return f"({where}) OR {OLDEST}", [*values, total - selection.keep]
+
+
+def _delete(connection: sqlite3.Connection, selection: Selection) -> int:
+    with transaction(connection):
+        where, values = _complete(connection, selection)
+        return connection.execute(f"DELETE FROM entry WHERE {where}", values).rowcount
+
+
+def _shrink(connection: sqlite3.Connection) -> None:
+    """Give free pages back to the disk; what can't be given back now is used again by the store."""
+    try:
+        connection.execute("VACUUM")
+        (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.OperationalError as error:
+        log.warning("the store's file keeps its size for now (%s)", error)
+        return
+    if busy:
+        log.warning("another process reads the store: its file shrinks when that one ends")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that changes nothing."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as connection:
+            connection.execute("PRAGMA query_only = ON")  # mode=ro would leave SQLite's companion files behind
+            connection.text_factory = bytes
+            yield connection
+    except sqlite3.Error as error:
+        is_damaged = (getattr(error, "sqlite_errorcode", -1) & 0xFF) in DAMAGED
+        hint = "clipcli cache clear --yes removes it" if is_damaged else "check its permissions"
+        raise StoreError(
+            f"the store {path} {'is damaged' if is_damaged else 'cannot be read'}: {error}", hint=hint
+        ) from error
+
+
+def _time(function: str) -> str:
+    """The least or greatest time of use, a date even where damage made something else of it."""
+    return f"min(max(CAST({function}(used) AS INTEGER), 0), 4102444800)"
+
+
+def _aside(path: Path) -> Iterator[Aside]:
+    """The damaged copies beside the store, the oldest first."""
+    for file in sorted(path.parent.glob(f"{path.name}.damaged-*Z")):
+        with suppress(FileNotFoundError):
+            files = (file, *(Path(f"{file}{ending}") for ending in (*COMPANIONS, "-journal")))
+            yield Aside(files, _bytes(files), file.stat().st_mtime)
+
+
+def _on_disk(path: Path) -> int:
+    return _bytes(_files(path)) + sum(copy.size for copy in _aside(path))
+
+
+def _files(path: Path) -> list[Path]:
+    return [path, *(Path(f"{path}{ending}") for ending in COMPANIONS)]
+
+
+def _bytes(files: list[Path] | tuple[Path, ...]) -> int:
+    total = 0
+    for file in files:
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,347 @@
+"""Downloads from the Hub: the one file that knows huggingface_hub, which does network, tokens, mirrors and cache.
+
+In: which repository and revision. Out: the folder of its snapshot, with a configuration, ONE set of weights and a
+vocabulary in it; or a ModelError of one line that says what to do next. Weights come last, and go on where a cut
+download stopped: huggingface_hub does so within a run only, so the file that is being made is kept here, and
+handed over to its cache once it is whole. What is there already is `fetch.py`'s matter.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import constants as hub_constants
+from huggingface_hub.errors import (
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import are_symlinks_supported, http_get
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    WeakFileLock,
+    are_progress_bars_disabled,
+    build_hf_headers,
+    disable_progress_bars,
+    enable_progress_bars,
+)
+
+from clipcli.errors import ClipcliError, ModelError
+from clipcli.weights import catalog, open_clip, transformers
+from clipcli.weights.catalog import Entry, size_text
+from clipcli.weights.hub_cache import (
+    PREPROCESSING,
+    VOCABULARY,
+    Wanted,
+    hub_cache,
+    is_complete,
+    mark_absent,
+    snapshot,
+    storage,
+)
+
+log = logging.getLogger("clipcli")
+
+_VOCABULARIES = (("vocab.json", VOCABULARY), (VOCABULARY,), ("tokenizer.json",), ("bpe_simple_vocab_16e6.txt.gz",))
+_NETWORK: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library, which changed with huggingface_hub's versions
+_LOCAL_HINT = "check the connection and try again, or use a model on this disk: -m PATH"
+
+
+def download(wanted: Wanted, entry: Entry | None, *, vocabulary: bool = True, progress: bool = False) -> Downloaded:
+    """Get what is missing of a model, and say before what it is. Raises ModelError."""
+    with _conversation(wanted, progress):
+        return _Download(wanted).run(entry, vocabulary)
+
+
+def download_file(wanted: Wanted, name: str) -> Path:
+    """Get one small file of a repository. Raises ModelError."""
+    with _conversation(wanted, progress=False):
+        return _Download(wanted).get(name, wanted.revision)
+
+
+class Downloaded(NamedTuple):
+    """The folder of a model in the cache, and the licence that was named."""
+
+    folder: Path
+    licence: str | None
+
+
+class _Download:
+    """One model on its way into the cache."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        from clipcli import __version__
+
+        self.wanted = wanted
+        self.cache = hub_cache()
+        self.us: dict[str, Any] = {"library_name": "clipcli", "library_version": __version__}
+        endpoint = (os.environ.get("HF_ENDPOINT") or hub_constants.ENDPOINT).rstrip("/")
+        self.api = HfApi(endpoint=endpoint, **self.us)
+
+    def run(self, entry: Entry | None, vocabulary: bool) -> Downloaded:
+        folder = snapshot(self.wanted)
+        whole = folder is not None and is_complete(folder)  # another tool may have got all but the vocabulary
+        info = self.api.model_info(
+            self.wanted.repo,
+            revision=folder.name if folder is not None and whole else self.wanted.revision,
+            files_metadata=True,
+            timeout=hub_constants.HF_HUB_ETAG_TIMEOUT,
+        )
+        sizes = {file.rfilename: file.size for file in info.siblings or []}
+        weights: list[str] = []
+        if folder is None or not whole:
+            folder, weights = self._model(sizes)
+        words: tuple[str, ...] = ()
+        if vocabulary:
+            words = next((names for names in _VOCABULARIES if sizes.keys() >= {*names}), ())
+            if not words:
+                mark_absent(folder, VOCABULARY)
+        missing = [name for name in (*words, *weights) if not (folder / name).is_file()]
+        licence = entry.licence if entry else _licence(info.card_data)
+        if missing:
+            size = sum(sizes.get(name) or 0 for name in missing) or (entry and entry.download) or 0
+            _announce(self.wanted, size, self.cache, licence)
+            self._check_room(size)
+        for name in missing:
+            if name in words:
+                self.get(name, folder.name)
+            else:
+                self._get_large(name, folder.name)
+        return Downloaded(folder, licence)
+
+    def _model(self, names: Collection[str]) -> tuple[Path, list[str]]:
+        """The folder, with the configuration in it, and the names of the weights that belong there."""
+        reader, weights = _choose(self.wanted, names)
+        folder = self.get(reader.CONFIG, self.wanted.revision).parent
+        if reader is transformers:
+            told = next((name for name in PREPROCESSING if name in names), None)
+            if told:
+                self.get(told, folder.name)
+            else:
+                mark_absent(folder, PREPROCESSING[0])
+        reader.read_config(folder)  # what can't be run isn't downloaded
+        if not weights.endswith(".json"):
+            return folder, [weights]
+        return folder, [shard.name for shard in transformers.shards(self.get(weights, folder.name))]
+
+    def get(self, name: str, revision: str) -> Path:
+        """One file, as huggingface_hub gets it."""
+        return Path(
+            self.api.hf_hub_download(
+                self.wanted.repo,
+                name,
+                revision=revision,
+                cache_dir=self.cache,
+                etag_timeout=hub_constants.HF_HUB_ETAG_TIMEOUT,
+            )
+        )
+
+    def _get_large(self, name: str, commit: str) -> None:
+        """One file that may take several runs, checked against its hash before it is shown to anybody."""
+        if not are_symlinks_supported(self.cache):  # there a file handed over would lie on the disk twice
+            self.get(name, commit)
+            return
+        url = hf_hub_url(self.wanted.repo, name, revision=commit, endpoint=self.api.endpoint)
+        headers = build_hf_headers(**self.us)
+        known = get_hf_file_metadata(url, timeout=hub_constants.HF_HUB_ETAG_TIMEOUT, headers=headers)
+        if known.etag is None:
+            raise FileMetadataError(f"{name} has no ETag")
+        blobs = storage(self.wanted.repo) / "blobs"
+        lock = self.cache / ".locks" / blobs.parent.name / f"{known.etag}.lock"
+        for folder in (blobs, lock.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        part = blobs / f"{known.etag}.incomplete"
+        with WeakFileLock(lock):
+            if not (blobs / known.etag).exists():
+                try:
+                    self._go_on(url, part, headers, known.size, name)
+                except (_NETWORK, OSError) as error:
+                    if _is_cut(error) and part.exists() and part.stat().st_size:
+                        raise self._cut(part, known.size) from error
+                    raise
+                self._check(part, known.etag)
+                part.replace(blobs / known.etag)
+        self.get(name, commit)  # finds the blob, and links it into the snapshot
+
+    def _go_on(self, url: str, part: Path, headers: dict[str, str], size: int | None, name: str) -> None:
+        """The rest of a file; all of it if what is there can't be its beginning."""
+        if part.exists() and size is not None and part.stat().st_size > size:
+            part.unlink()
+        with part.open("ab") as file:
+            done = file.seek(0, os.SEEK_END)
+            http_get(url, file, resume_size=done, headers=headers, expected_size=size, displayed_filename=name)
+
+    def _cut(self, part: Path, size: int | None) -> ModelError:
+        got = size_text(part.stat().st_size) + (f" of {size_text(size)}" if size else "")
+        return ModelError(
+            f"{self.wanted.name}: the connection was cut after {got}", hint="run it again: it goes on where it stopped"
+        )
+
+    def _check(self, part: Path, etag: str) -> None:
+        if not re.fullmatch("[0-9a-f]{64}", etag):  # no SHA-256: a small file in git, or a mirror's own idea
+            return
+        with part.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != etag:
+            part.unlink()
+            raise ModelError(
+                f"{self.wanted.name}: what came is not what the Hub has (another SHA-256)",
+                hint="run it again: it begins anew",
+            )
+
+    def _check_room(self, size: int) -> None:
+        place = next(path for path in (self.cache, *self.cache.parents) if path.exists())
+        begun = sum(part.stat().st_size for part in (storage(self.wanted.repo) / "blobs").glob("*.incomplete"))
+        free = shutil.disk_usage(place).free
+        if free < size - begun:
+            raise _no_room(self.wanted, f"{size_text(size)} are needed, {size_text(free)} are free")
+
+
+def _choose(wanted: Wanted, names: Collection[str]) -> tuple[ModuleType, str]:
+    """The layout and the weights to take: open_clip's first, then safetensors before pickles."""
+    for reader in (open_clip, transformers):
+        if reader.CONFIG in names:
+            for weights in reader.WEIGHTS:
+                if weights in names:
+                    return reader, weights
+    held = ", ".join(sorted(names)[:8]) + (", …" if len(names) > 8 else "")
+    raise ModelError(
+        f"{wanted.repo}: no CLIP weights in a layout that clipcli reads; it holds {held or 'nothing'}",
+        hint="a CLIP has open_clip_config.json or config.json, and weights beside it; see clipcli models list",
+    )
+
+
+def _licence(card: Any) -> str | None:
+    """What a repository's card says, if anything."""
+    values: Mapping[str, Any] = card.to_dict() if card is not None else {}
+    licence = values.get("license")
+    if licence == "other":
+        licence = values.get("license_name") or licence
+    return ", ".join(licence) if isinstance(licence, list) else licence and str(licence)
+
+
+def _announce(wanted: Wanted, size: int, cache: Path, licence: str | None) -> None:
+    source = "" if wanted.name.startswith(wanted.repo) else f" ({wanted.repo})"
+    amount = size_text(size) if size else "of unknown size"
+    log.warning("downloading %s%s: %s, to %s; licence: %s", wanted.name, source, amount, cache, licence or "not stated")
+
+
+@contextmanager
+def _conversation(wanted: Wanted, progress: bool) -> Iterator[None]:
+    """While it lasts, huggingface_hub's warnings are notices of ours, and what it raises becomes a ModelError."""
+    theirs = logging.getLogger("huggingface_hub")
+    handlers, propagate, shown = theirs.handlers, theirs.propagate, not are_progress_bars_disabled()
+    theirs.handlers, theirs.propagate = [_Relay(logging.WARNING)], False
+    if not progress and shown and hub_constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        disable_progress_bars()
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        raise ModelError(
+            f"{wanted.name}: the server answers, but not as a Hub does", hint="check HF_ENDPOINT, and the proxy"
+        ) from error
+    except (_NETWORK, OSError) as error:
+        raise _explain(error, wanted) from error
+    finally:
+        theirs.handlers, theirs.propagate = handlers, propagate
+        if shown and hub_constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+            enable_progress_bars()
+
+
+class _Relay(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        log.warning("%s", " ".join(record.getMessage().split())[:160])
+
+
+def _explain(error: BaseException, wanted: Wanted) -> ClipcliError:
+    """One line for what went wrong, and a hint for what to do."""
+    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__  # "not here either" says less than why
+    name = wanted.name
+    if isinstance(error, OfflineModeIsEnabled):
+        return ModelError(f"{name} is not in the cache, and HF_HUB_OFFLINE is set", hint="unset it to download")
+    if isinstance(error, GatedRepoError):
+        return ModelError(
+            f"{name} is gated: its owner asks who wants it",
+            hint="accept the terms on its page, then `hf auth login`, or set HF_TOKEN",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return ModelError(
+            f'{wanted.repo} has no revision "{wanted.revision}"',
+            hint="give a branch, a tag or a commit, or leave out @…",
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        what = "no such model on the Hub" if catalog.find_repo(wanted.repo) else "neither a path here nor on the Hub"
+        near = f"did you mean {' or '.join(catalog.near(name))}? " if catalog.near(name) else ""
+        return ModelError(f"{name}: {what}", hint=f"{near}if it is private: `hf auth login`, or set HF_TOKEN")
+    if isinstance(error, HfHubHTTPError):
+        return _explain_status(error, wanted)
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return _no_room(wanted, "it is full")
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ModelError(
+            f"{name}: no permission to write to {hub_cache()}", hint="choose another folder with HF_HUB_CACHE"
+        )
+    if isinstance(error, FileMetadataError):
+        return ModelError(f"{name}: the server answers, but not as a Hub does", hint="check HF_ENDPOINT, and the proxy")
+    if isinstance(error, OSError) and number is not None and not isinstance(error, ConnectionError):
+        return ModelError(f"{name}: {error.filename}: {os.strerror(number).lower()}", hint=f"look at {hub_cache()}")
+    told = " ".join(str(error).split()) or type(error).__name__
+    return ModelError(
+        f"{name}: the Hub can't be reached ({told[:1].lower()}{told[1:160].rstrip('.')})", hint=_LOCAL_HINT
+    )
+
+
+def _explain_status(error: HfHubHTTPError, wanted: Wanted) -> ModelError:
+    status, name = error.response.status_code, wanted.name
+    if status == 401:
+        return ModelError(
+            f"{name}: the Hub refuses the token (401)", hint="it is wrong or expired: `hf auth login`, or set HF_TOKEN"
+        )
+    if status == 403:
+        return ModelError(
+            f"{name}: the Hub gives no access (403)",
+            hint="see its page; a token of yours may lack the right to read it",
+        )
+    if status == 429:
+        wait = error.response.headers.get("Retry-After", "")
+        return ModelError(
+            f"{name}: too many requests for the Hub (429)",
+            hint=f"wait {f'{wait} s' if wait.isdigit() else 'some minutes'}; with a token (HF_TOKEN) more are allowed",
+        )
+    if status >= 500:
+        return ModelError(
+            f"{name}: the Hub is in trouble ({status})",
+            hint="try again in some minutes, or use a model on this disk: -m PATH",
+        )
+    return ModelError(f"{name}: the Hub answers {status}", hint="run it again: the repository may have just changed")
+
+
+def _no_room(wanted: Wanted, why: str) -> ModelError:
+    return ModelError(
+        f"{wanted.name}: no room for it in {hub_cache()}: {why}",
+        hint="make room (`hf cache ls` shows what is there), or choose another folder with HF_HUB_CACHE",
+    )
+
+
+def _is_cut(error: BaseException) -> bool:
+    """Whether the network ended a download, not the disk or a refusal: then there is a beginning to go on from."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code >= 500
+    return not isinstance(error, OSError) or error.errno is None
