@@ -3,7 +3,7 @@
     with serving(Hub()) as hub:
         hub.add("org/name", {"config.json": b"..."}, licence="mit")   # hub.url is for HF_ENDPOINT
         hub.cut["model.safetensors"] = [1000]                          # close after 1,000 bytes, once
-        hub.refuse["model.safetensors"] = [503]                        # then answer so, once
+        hub.refuse["/model.safetensors"] = [0, 503]                    # answer the second request so
         hub.requests                                                   # what came: method, path, headers
 
 Files that the real Hub keeps in large-file storage are redirected to another host name with their SHA-256 as ETag.
@@ -51,7 +51,9 @@ class Hub:
 
     repos: dict[str, Repo] = field(default_factory=dict)
     cut: dict[str, list[int]] = field(default_factory=dict)
-    refuse: dict[str, list[int]] = field(default_factory=dict)  # by a path's end; "" for all
+    refuse: dict[str, list[int]] = field(default_factory=dict)  # by a path's end, a status a request; 0 is none
+    down: int = 0  # the status of all answers
+    page: bytes = b""  # what all answers are: those of a proxy, say
     headers: dict[str, str] = field(default_factory=dict)  # of refusals
     requests: list[Request] = field(default_factory=list)
     url: str = ""
@@ -91,10 +93,12 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(Request(self.command, path, {k.lower(): v for k, v in self.headers.items()}))
         try:
-            for end, statuses in self.hub.refuse.items():
-                if path.endswith(end) and statuses:
-                    raise Refusal(statuses.pop(0) if len(statuses) > 1 or end else statuses[0])
-            if found := re.fullmatch(r"/api/models/(.+?)(?:/revision/(.+))?", path):
+            refused = [codes.pop(0) for end, codes in self.hub.refuse.items() if path.endswith(end) and codes]
+            if status := max(refused, default=self.hub.down):
+                raise Refusal(status)
+            if self.hub.page:
+                self._reply(200, {"Content-Type": "text/html"}, self.hub.page)
+            elif found := re.fullmatch(r"/api/models/(.+?)(?:/revision/(.+))?", path):
                 self._info(found[1], found[2] or "main")
             elif found := re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path):
                 self._file(found[1], found[2], found[3])

@@ -133,7 +133,7 @@ def test_times_of_a_damaged_entry_are_told_somehow(cli: Run, filled: Path) -> No
     ids=str,
 )
 def test_clear(cli: Run, filled: Path, args: list[str], left: dict[tuple[str, str], int]) -> None:
-    age(filled, "kind = 'prompt' AND CAST(substr(CAST(key AS TEXT), 2) AS INTEGER) < 50 AND key LIKE 'v%'", 40)
+    age(filled, f"model = '{ONE}' AND kind = 'prompt' AND CAST(substr(CAST(key AS TEXT), 2) AS INTEGER) < 50", 40)
     dry = cli("cache", "clear", *args, "--dry-run")
     assert counts(filled) == ALL
     size = filled.stat().st_size
@@ -212,8 +212,8 @@ def test_wrong_use(cli: Run, filled: Path) -> None:
 
 
 def test_prune_keeps_what_was_used_last(cli: Run, filled: Path) -> None:
-    age(filled, "kind = 'prompt' AND key LIKE 'v%'", 3)
-    age(filled, "kind = 'prompt' AND key LIKE 'w%'", 2)
+    age(filled, f"kind = 'prompt' AND model = '{ONE}'", 3)
+    age(filled, f"kind = 'prompt' AND model = '{OTHER}'", 2)
     dry = cli("cache", "prune", "--max-size", "300kB", "--dry-run")
     assert counts(filled) == ALL
     result = cli("cache", "prune", "--max-size", "300kB", "--yes")
@@ -225,7 +225,7 @@ def test_prune_keeps_what_was_used_last(cli: Run, filled: Path) -> None:
 
 
 def test_prune_by_age_and_size(cli: Run, filled: Path) -> None:
-    age(filled, "kind = 'prompt' AND key LIKE 'w%'", 40)
+    age(filled, f"kind = 'prompt' AND model = '{OTHER}'", 40)
     assert cli("cache", "prune", "--older-than", "30d", "--max-size", "1GiB", "--yes").code == 0
     assert counts(filled) == {key: number for key, number in ALL.items() if key != ("prompt", OTHER)}
     assert cli("cache", "prune", "--max-size", "0", "--yes").code == 0

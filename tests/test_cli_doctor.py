@@ -28,9 +28,8 @@ from clipcli.store.database import Store
 def nothing_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, an empty models' folder, and no variables that matter."""
     for name in list(os.environ):
-        if name.startswith((*checkup.CONSEQUENCES, "CLIPCLI_", "HF_", "HUGGING")):
-            if name not in ("CLIPCLI_CACHE_DIR", "CLIPCLI_CONFIG_DIR"):
-                monkeypatch.delenv(name)
+        if name.startswith((*checkup.CONSEQUENCES, "CLIPCLI_", "HF_", "HUGGING")) and not name.endswith("_DIR"):
+            monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)
     return tmp_path

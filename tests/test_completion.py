@@ -145,7 +145,7 @@ def test_a_shell_never_gets_what_it_could_execute(tmp_path: Path, monkeypatch: p
         (["classify", "x", "-f", "zzz"], "'zzz' is not one of", "see clipcli classify --help"),
         (["classify", "x", "--min-score", "2"], "'--min-score': must be less than or equal to 1", "see clipcli"),
         (["classify", "x", "-b", "x"], "must be a valid integer", "see clipcli classify --help"),
-        (["classify", "x", "-k"], "option '-k' requires an argument", "see clipcli classify --help"),
+        (["classify", "x", "-k"], "option '-k' requires an argument", "see clipcli --help"),
         (["cache", "inof"], "no such command 'inof'", "did you mean info?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -11,7 +11,9 @@ import typer
 
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk
-from clipcli.cli.request import ModelChoice, Words, check_new_file, describe
+from clipcli.cli.request import ModelChoice, Words, describe
+from clipcli.cli.streams import check_new_file
+from clipcli.errors import UsageError
 
 EXAMPLES = opt.epilog(
     "clipcli build-classifier labels.txt -m models/ViT-B-32 -o my.safetensors",
@@ -45,7 +47,8 @@ Extend = Annotated[
 
 
 def build_classifier(
-    labels: Labels = None,
+    file: Labels = None,
+    labels: opt.LabelFiles = None,
     label: opt.InlineLabels = None,
     prompts: opt.Prompts = None,
     templates: opt.Templates = None,
@@ -69,9 +72,11 @@ def build_classifier(
     """Make a classifier of labels once, to use it many times with classify -c."""
     began = time.monotonic()
     choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline)
-    words = Words(labels, label, prompts, templates, truncate)
+    words = Words([*([file] if file else []), *(labels or [])], label, prompts, templates, truncate)
     if output is not None:
-        check_new_file(output, force=force)
+        if output.name == "-":
+            raise UsageError("a classifier can't be written to stdout", hint="name a file: -o my.safetensors")
+        check_new_file(output, force=force, read=[*words.files, prompts, *(templates or [])])
 
     from clipcli.zeroshot import classifier as zeroshot
     from clipcli.zeroshot.classifier_file import load_classifier, save_classifier
@@ -80,7 +85,7 @@ def build_classifier(
         found = words.labels()
         old = load_classifier(extend) if extend else None
         sets = list(old.templates) if old and not templates else words.expanded()
-        with talk.working("loading"):
+        with talk.working("loading the model"):
             opened = choice.open(talk)
         if old:
             old.check_model(opened)
@@ -89,4 +94,5 @@ def build_classifier(
             built = replace(built, classifier=zeroshot.extend(old, built.classifier))
         if output is not None:
             save_classifier(built.classifier, output)
-        talk.notice(f"{describe(built)}, {time.monotonic() - began:.1f} s")
+        kept = f"written to {output}" if output else "kept in the store alone (-o FILE writes it)"
+        talk.notice(f"{describe(built)}, {kept}, {time.monotonic() - began:.1f} s")

@@ -148,7 +148,7 @@ def _delete(chosen: Selection, yes: bool, dry_run: bool, talk: Talk) -> None:
             return
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise UsageError(f"not deleted without being asked: {what}", hint="add --yes, or see --dry-run")
-        if not typer.confirm(f"delete {what}?", err=True):
+        if not _confirmed(f"delete {what}?"):
             talk.notice("nothing was deleted")
             raise typer.Exit(ExitCode.FAILED)
     with talk.listening(), talk.working("deleting"):
@@ -158,6 +158,16 @@ def _delete(chosen: Selection, yes: bool, dry_run: bool, talk: Talk) -> None:
         talk.notice(f"{what} deleted, {size_text(removed.freed)} given back to the disk")
     else:
         talk.notice("nothing to delete")
+
+
+def _confirmed(question: str) -> bool:
+    """The answer of whoever sits there. typer.confirm won't do: a part of it goes to stdout."""
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    answer = sys.stdin.readline()
+    if not answer:
+        raise typer.Abort
+    return answer.strip().lower() in ("y", "yes")
 
 
 def _what(entries: int, copies: int) -> str:

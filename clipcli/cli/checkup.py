@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from importlib.util import find_spec
 from itertools import count
@@ -81,7 +81,7 @@ def examine(root: Any, typed: Mapping[str, Any], *, devices: bool) -> Checkup:
         given = defaults.read_defaults(root)
     except ClipcliError as error:
         findings.append(_problem(error))
-    options = defaults.effective(root, typed, given)
+    options = [_named(option) for option in defaults.effective(root, typed, given)]
     packages, caches = _packages(findings), _caches(findings)
     found = _devices(typed.get("device", "auto"), findings) if devices else None
     findings += [*_of_environment(defaults.variables(root)), *_of_torch(packages), *_of_model(options), *_of_folder()]
@@ -98,6 +98,15 @@ def examine(root: Any, typed: Mapping[str, Any], *, devices: bool) -> Checkup:
         settings=options,
         findings=sorted(findings, key=lambda finding: LEVELS.index(finding.level)),
     )
+
+
+def _named(option: Effective) -> Effective:
+    """The option with the value that stands for none."""
+    from clipcli.weights import catalog
+    from clipcli.zeroshot import templates
+
+    meant = {"model": catalog.DEFAULT, "templates": templates.DEFAULT}.get(option.name.rpartition(".")[2])
+    return replace(option, value=meant) if option.value is None and meant else option
 
 
 def _problem(error: ClipcliError) -> Finding:
@@ -160,7 +169,7 @@ def _caches(findings: list[Finding]) -> dict[str, dict[str, Any]]:
             findings.append(Finding("note", what))
     except ClipcliError as error:
         findings.append(_problem(error))
-    place = file if file.exists() else _nearest(file.parent)
+    place = file if os.path.exists(file) else _nearest(file.parent)
     if not os.access(place, os.W_OK) or not (place.is_dir() or place == file):
         findings.append(Finding("problem", f"the store {tilde(file)} can't be written: set CLIPCLI_CACHE_DIR"))
     blobs = [blob.stat().st_size for blob in models.glob("models--*/blobs/*")]
@@ -174,7 +183,7 @@ def _caches(findings: list[Finding]) -> dict[str, dict[str, Any]]:
 
 def _nearest(folder: Path) -> Path:
     """`folder`, or the nearest above it that is there."""
-    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return next(place for place in (folder, *folder.absolute().parents) if os.path.exists(place))
 
 
 def _devices(asked: str, findings: list[Finding]) -> dict[str, Any]:

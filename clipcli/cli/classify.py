@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from contextlib import nullcontext, redirect_stdout
 from itertools import chain, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,7 +16,8 @@ import typer
 from clipcli.cli import complete
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk, Ticker
-from clipcli.cli.request import Destination, ModelChoice, Pictures, Words
+from clipcli.cli.request import ModelChoice, Words, describe
+from clipcli.cli.streams import Destination, Pictures
 from clipcli.errors import ExitCode, UsageError
 from clipcli.output.text import Counts, counted
 from clipcli.records import Failure, Prediction, Row
@@ -86,7 +88,7 @@ def classify(
     crop: opt.CropPolicy = "model",
     model: opt.Model = None,
     offline: opt.Offline = False,
-    labels: opt.LabelFile = None,
+    labels: opt.LabelFiles = None,
     label: opt.InlineLabels = None,
     prompts: opt.Prompts = None,
     templates: opt.Templates = None,
@@ -128,11 +130,12 @@ def classify(
     if not pictures.given:
         with redirect_stdout(sys.stderr):
             typer.echo(context.get_help())
-        raise typer.Exit(ExitCode.USAGE)
-    destination = Destination(output, format, force, top_k, print0, color)
+        raise UsageError("no INPUT", hint="name pictures or folders, or send a list of paths on stdin")
+    destination = Destination(None if output == Path("-") else output, format, force, top_k, print0, color)
     choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline)
-    words = Words(labels, label, prompts, templates, truncate, classifier)
-    destination.check()
+    words = Words(labels or [], label, prompts, templates, truncate, classifier)
+    read = [*pictures.inputs, files_from, *words.files, background, prompts, classifier, *(templates or [])]
+    destination.check(read)
     pictures.check()
     choice.check()
 
@@ -161,10 +164,9 @@ def classify(
         with talk.working("classifying"):
             rows = chain(list(islice(rows, 1)), rows)  # the towers work: only now is an output file made
         with destination.open(classifier_.names + (backdrop.names if backdrop else ())) as sink:
-            failed = _deliver(rows, sink, talk, wanted, strict, destination, began)
-        if pictures.passed_over:
-            talk.detail(f"{counted(pictures.passed_over, 'other file')} passed over")
-    raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if failed else ExitCode.OK)
+            counts = _deliver(rows, sink, talk, wanted, strict, destination)
+        _sum_up(counts, pictures, destination, talk, time.monotonic() - began)
+    raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if counts.failed else ExitCode.OK)
 
 
 def _prepare(
@@ -184,7 +186,9 @@ def _prepare(
     with talk.working("loading the model"):
         model = choice.open(talk)
     if classifier is None:
-        classifier = words.build(model, labels, templates, talk).classifier
+        built = words.build(model, labels, templates, talk)
+        talk.detail(describe(built))
+        classifier = built.classifier
     backdrop = words.build(model, others, templates, talk).classifier if others else None
     return model, classifier, backdrop
 
@@ -209,24 +213,36 @@ def _deliver(
     wanted: frozenset[str],
     strict: bool,
     destination: Destination,
-    began: float,
-) -> int:
-    """Hand rows to the sink as they come; returns how many pictures failed."""
+) -> Counts:
+    """Hand rows to the sink as they come."""
     counts = Counts()
     live = nullcontext(Ticker()) if destination.is_terminal else talk.working("classifying")
-    with live as tick:
-        for row in rows:
-            counts.add(row)
-            if not wanted or (isinstance(row, Prediction) and row.label in wanted):
-                sink.write(row)
-            tick(counts.total)
-            if isinstance(row, Failure):
-                if wanted or destination.chosen == "paths":
-                    talk.failure(f"{row.path}: {row.kind}: {row.message}")
-                if strict:
-                    break
+    try:
+        with live as tick:
+            for row in rows:
+                counts.add(row)
+                if not wanted or (isinstance(row, Prediction) and row.label in wanted):
+                    sink.write(row)
+                tick(counts.total)
+                if isinstance(row, Failure):
+                    if wanted or destination.chosen == "paths":
+                        talk.failure(f"{row.path}: {row.kind}: {row.message}")
+                    if strict:
+                        break
+    except KeyboardInterrupt:
+        talk.notice(f"interrupted after {counted(counts.total, 'picture')}, whose rows are written")
+        raise
+    return counts
+
+
+def _sum_up(counts: Counts, pictures: Pictures, destination: Destination, talk: Talk, seconds: float) -> None:
+    """What became of it all, on stderr."""
+    others = f"{counted(pictures.passed_over, 'other file')} passed over"
+    if not counts.total:
+        talk.notice(f"no pictures found ({others})" if pictures.passed_over else "no pictures found")
     if destination.chosen == "table":
         for line in counts.lines():
             talk.notice(line, name=False)
-    talk.notice(f"{counted(counts.total, 'picture')}, {counts.failed:,} failed, {time.monotonic() - began:.1f} s")
-    return counts.failed
+    if pictures.passed_over:
+        talk.detail(others)
+    talk.notice(f"{counted(counts.total, 'picture')}, {counts.failed:,} failed, {seconds:.1f} s")

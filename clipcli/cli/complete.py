@@ -46,9 +46,9 @@ def labels(context: typer.Context, incomplete: str) -> list[str]:
     from clipcli.zeroshot.labels import from_names, read
 
     logging.disable(logging.WARNING)  # this process completes one word and ends
-    file, inline = context.params.get("labels"), context.params.get("label")
     try:
-        found = [*(read(file) if file else []), *(from_names(inline) if inline else [])]
+        found = [label for file in context.params.get("labels") or [] for label in read(file)]
+        found += from_names(context.params.get("label") or [])
     except ClipcliError:  # said by the run itself; a press of a key is no place for it
         return []
     return _offer((label.name for label in found), incomplete)

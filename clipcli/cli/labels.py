@@ -96,7 +96,7 @@ def lint(
 
     choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache)
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
-        checked = Lint(file, Words(file, None, None, templates, False).expanded())
+        checked = Lint(file, Words([file], None, None, templates, False).expanded())
         opened = _open(choice, talk) if model else None
         if counting := _vocabulary(choice, opened):
             checked.count(*counting)
@@ -141,7 +141,7 @@ def show(
     vocabulary) tab, number of tokens, the start and end token included.
     """
     choice = ModelChoice(model, "cpu", "fp32", activation, head_width, vocabulary, no_cache=True)
-    words = Words(file, None, None, templates, False)
+    words = Words([file], None, None, templates, False)
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
         labels = _only(words.labels(), only or [], file)
         expanded = words.expanded()

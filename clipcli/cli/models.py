@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable
@@ -129,7 +130,7 @@ def info(
         sources = {fact.name: fact.source for fact in facts}
         typer.echo(json.dumps({fact.name: fact.value for fact in facts} | {"sources": sources}, indent=2))
     else:
-        typer.echo("\n".join(aligned([(fact.name.replace("_", " "), str(fact), f"[{fact.source}]") for fact in facts])))
+        typer.echo("\n".join(aligned([(fact.name.replace("_", " "), fact.source, str(fact)) for fact in facts])))
 
 
 @app.command(epilog=EXAMPLES)
@@ -167,7 +168,7 @@ def verify(
         on = str(model.placement)
     passed = all(check.passed for check in checks)
     if as_json:
-        rows = [asdict(check) | {"passed": check.passed} for check in checks]
+        rows = [asdict(check) | {"deviation": _finite(check.deviation), "passed": check.passed} for check in checks]
         typer.echo(json.dumps({"model": model.name, "on": on, "checks": rows, "passed": passed}, indent=2))
     else:
         typer.echo("\n".join(aligned([("", "largest deviation", "allowed", ""), *map(_verdict, checks)])))
@@ -179,12 +180,16 @@ def _choice(name: str | None) -> ModelChoice:
     return ModelChoice(name, "cpu", "fp32", None, None, None, no_cache=True)
 
 
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None  # JSON has no other numbers
+
+
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     from clipcli.weights.catalog import size_text
 
     return (
         row["name"],
-        f"{row['parameters'] / 1e6:.0f} M" if row["parameters"] else "-",
+        f"{row['parameters'] / 1e6:,.0f} M" if row["parameters"] else "-",
         size_text(row["download"]) if row["download"] else "-",
         str(row["image_size"] or "-"),
         f"{row['imagenet_top1']:.2f}",

@@ -97,8 +97,8 @@ Offline = Annotated[
         rich_help_panel=CLASSIFIER,
     ),
 ]
-LabelFile = Annotated[
-    str | None,
+LabelFiles = Annotated[
+    list[str] | None,
     typer.Option(
         "--labels",
         "-l",

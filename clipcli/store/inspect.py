@@ -7,6 +7,7 @@ may use the store meanwhile: what they miss they compute again. It doesn't read 
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -107,7 +108,7 @@ class Removed:
 def survey(path: Path, selection: Selection = EVERYTHING) -> Survey:
     """What of the selection lies in the store at `path`. Raises StoreError where it can't be read."""
     groups: list[Group] = []
-    if path.is_file():
+    if os.path.isfile(path):
         with _reading(path) as connection:
             if schema(connection, str(path)):
                 where, values = _complete(connection, selection)
@@ -124,7 +125,7 @@ def survey(path: Path, selection: Selection = EVERYTHING) -> Survey:
 def remove(path: Path, selection: Selection) -> Removed:
     """Delete what is selected and give the space back to the disk. Raises StoreError where nothing can be written."""
     before, entries = _on_disk(path), 0
-    if path.is_file():
+    if os.path.isfile(path):
         with closing(Database(path)) as database:
             entries = database.run(lambda connection: _delete(connection, selection))
             if database.path is None:
@@ -204,7 +205,7 @@ def _files(path: Path) -> list[Path]:
 def _bytes(files: list[Path] | tuple[Path, ...]) -> int:
     total = 0
     for file in files:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             total += file.stat().st_size
     return total
 

@@ -82,7 +82,7 @@ WHENCE = "CLIP.png is the picture in the README of openai/CLIP, franz-kafka.jpg 
 
 def published_for(model: Model) -> tuple[Published, ...]:
     """The published outputs of this checkpoint, known by its name. Raises UsageError if there are none."""
-    entry = catalog.find(model.name)
+    entry = catalog.find(model.name) or catalog.find_repo(model.name)
     if entry is None or entry.name not in PUBLISHED:
         raise UsageError(
             f"{model.name}: no published outputs are known for it", hint=f"they are for {' and '.join(PUBLISHED)}"

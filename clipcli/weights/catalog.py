@@ -53,7 +53,7 @@ class Entry:
     @cached_property
     def download(self) -> int | None:
         """Bytes of the weights in fp32."""
-        return 4 * sum(map(math.prod, expected_shapes(self.config).values())) if self.config else None
+        return download_size(self.config) if self.config else None
 
     @property
     def image_size(self) -> int | None:
@@ -69,6 +69,11 @@ def parameters(config: ClipConfig) -> dict[str, int]:
         if "running_" not in name and name != "logit_scale":
             counts["image" if is_image_key(name) else "text"] += math.prod(shape)
     return counts
+
+
+def download_size(config: ClipConfig) -> int:
+    """Bytes of the weights in fp32, what is around them aside."""
+    return 4 * sum(map(math.prod, expected_shapes(config).values()))
 
 
 def _text(width: int) -> TextConfig:
@@ -101,7 +106,7 @@ ARCHITECTURES = {
 
 
 def _openai(architecture: str, original: str, repo: str, top1: float, twin: str = "") -> Entry:
-    aliases = (original, original.replace("/", "-"))
+    aliases = tuple(dict.fromkeys((original, original.replace("/", "-"))))
     twins = (f"openai/clip-vit-{twin}",) if twin else ()
     return Entry(f"{architecture}-openai", f"timm/{repo}.openai", architecture, top1, MIT, aliases, twins)
 

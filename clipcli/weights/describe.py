@@ -54,6 +54,7 @@ def overview(entry: Entry) -> dict[str, Any]:
         reader = open_clip if (folder / open_clip.CONFIG).is_file() else transformers
         config = reader.read_config(folder)
         row |= {"parameters": sum(catalog.parameters(config).values()), "image_size": config.vision.image_size}
+        row |= {"download": catalog.download_size(config)}
     return row
 
 

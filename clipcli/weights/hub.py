@@ -330,7 +330,10 @@ def _explain_status(error: HfHubHTTPError, wanted: Wanted) -> ModelError:
             f"{name}: the Hub is in trouble ({status})",
             hint="try again in some minutes, or use a model on this disk: -m PATH",
         )
-    return ModelError(f"{name}: the Hub answers {status}", hint="run it again: the repository may have just changed")
+    return ModelError(
+        f"{name}: the Hub answers {status}",
+        hint="run it again (it may have just changed), and check HF_ENDPOINT if that is set",
+    )
 
 
 def _no_room(wanted: Wanted, why: str) -> ModelError:
