@@ -12,10 +12,10 @@ import gzip
 import html
 import io
 import json
-import logging
 import zlib
 from collections.abc import Callable, Iterable
 from functools import cache, cached_property
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,8 +24,6 @@ from clipcli.errors import VocabularyError
 
 if TYPE_CHECKING:
     import regex
-
-log = logging.getLogger("clipcli")
 
 END_OF_WORD = "</w>"
 STANDARD_SIZE = 49_408
@@ -52,21 +50,18 @@ class Tokenizer:
         """Read `merges.txt`, `tokenizer.json`, `vocab.json` (`merges.txt` beside it) or OpenAI's `.gz`.
 
         `vocab_size` is the text tower's. Of the `.gz` only the merges that fit it count (None: 48,894).
-        Raises VocabularyError: unreadable, malformed, or more entries than the text tower has.
+        Raises VocabularyError: unreadable, malformed, or of another size than the text tower's.
         """
         vocabulary = _read(path, vocab_size)
-        ranks, tokens = _join(vocabulary)
+        ranks, tokens = _ranked(vocabulary)
         if vocabulary.ids is not None:
             _check_ids(vocabulary.ids, tokens, path)
         standard = [*tokens, STARTS[0], ENDS[0]]
         tokenizer = cls(ranks, vocabulary.ids or {token: i for i, token in enumerate(standard)})
         size = tokenizer.vocab_size
-        if vocab_size is not None and size != vocab_size:
+        if vocab_size not in (None, size):  # the end token would have another id than the model learned
             message = f"{path}: the vocabulary has {size:,} entries, the model's text tower {vocab_size:,}"
-            if size > vocab_size:
-                hint = "take the vocabulary that belongs to the model (--vocabulary FILE)"
-                raise VocabularyError(message, hint=hint)
-            log.warning("%s; is the file complete?", message)
+            raise VocabularyError(message, hint="take the model's own, whole (--vocabulary FILE)")
         return tokenizer
 
     def __call__(self, texts: Iterable[str]) -> list[list[int]]:
@@ -102,12 +97,7 @@ class Tokenizer:
     def _encode_word(self, word: str) -> list[int]:
         parts = list(word.encode().decode("latin-1").translate(_letters()))
         parts[-1] += END_OF_WORD
-        never = len(self._ranks)
-        while len(parts) > 1:
-            best = min(pairwise(parts), key=lambda pair: self._ranks.get(pair, never))
-            if best not in self._ranks:
-                break
-            parts = _merge(parts, best)
+        parts = _join(parts, self._ranks)
         if len(self._words) >= MOST_WORDS:
             self._words.clear()
         ids = self._words[word] = [self._ids[part] for part in parts]
@@ -164,15 +154,31 @@ def _bytes() -> dict[str, int]:
     return {letter: byte for byte, letter in _letters().items()} | {" ": 32}
 
 
-def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
-    """`parts` with every occurrence of `pair` joined, left to right."""
-    merged: list[str] = []
-    i = 0
-    while i < len(parts):
-        width = 2 if tuple(parts[i : i + 2]) == pair else 1
-        merged.append("".join(parts[i : i + width]))
-        i += width
-    return merged
+def _join(parts: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+    """The parts of a word after all merges, in O(n log n): each merge wherever it applies, from left to right.
+
+    What is joined leaves an empty part behind, which is in no merge; so is the one at the end, where both ends
+    of the chain of parts meet.
+    """
+    parts = [*parts, ""]
+    after, before = [*range(1, len(parts)), 0], [*range(-1, len(parts) - 1)]
+    never = len(ranks)
+    waiting = [(rank, i) for i, pair in enumerate(pairwise(parts)) if (rank := ranks.get(pair, never)) < never]
+    heapify(waiting)
+    while waiting:
+        now = waiting[0][0]
+        changed: list[int] = []
+        while waiting and waiting[0][0] == now:
+            i = heappop(waiting)[1]
+            j = after[i]
+            if ranks.get((parts[i], parts[j])) == now:  # neither was joined to another meanwhile
+                parts[i], parts[j] = parts[i] + parts[j], ""
+                after[i], before[after[j]] = after[j], i
+                changed += (before[i], i)
+        for i in changed:
+            if (rank := ranks.get((parts[i], parts[after[i]]), never)) < never:
+                heappush(waiting, (rank, i))
+    return [part for part in parts if part]
 
 
 # Vocabulary files
@@ -224,12 +230,20 @@ def _read_json(text: str, path: Path) -> _Vocabulary:
     ids, merges, added = model.get("vocab"), model.get("merges"), data.get("added_tokens") or []
     if not (isinstance(ids, dict) and isinstance(merges, list) and isinstance(added, list)):
         raise VocabularyError(f"{path}: no lists of tokens and merges in it", hint=HINT)
-    ids = ids | {token.get("content"): token.get("id") for token in added if isinstance(token, dict)}
-    pairs = [" ".join(map(str, merge)) if isinstance(merge, list) else str(merge) for merge in merges]
-    return _Vocabulary(pairs, lambda i: f"{path}: merge {i + 1}", ids)
+    for i, token in enumerate(added, 1):
+        if not isinstance(token, dict) or not isinstance(token.get("content"), str):
+            raise VocabularyError(f"{path}: added token {i} has no text", hint=HINT)
+    ids = ids | {token["content"]: token.get("id") for token in added}
+    return _Vocabulary([_pair(merge) for merge in merges], lambda i: f"{path}: merge {i + 1}", ids)
 
 
-def _join(vocabulary: _Vocabulary) -> tuple[dict[tuple[str, str], int], list[str]]:
+def _pair(merge: object) -> str:
+    """`"left right"` of a merge, which newer files write as a list of two."""
+    parts = merge if isinstance(merge, list) else [merge]
+    return " ".join(part for part in parts if isinstance(part, str))
+
+
+def _ranked(vocabulary: _Vocabulary) -> tuple[dict[tuple[str, str], int], list[str]]:
     """Each merge's rank, and all tokens in standard order. A merge may only join tokens known by then."""
     letters = sorted(_letters().values())
     tokens = dict.fromkeys([*letters, *(letter + END_OF_WORD for letter in letters)])
@@ -241,7 +255,7 @@ def _join(vocabulary: _Vocabulary) -> tuple[dict[tuple[str, str], int], list[str
             raise VocabularyError(f"{vocabulary.where(i)}: {what}", hint=HINT)
         token = left + right
         if (left, right) in ranks or (vocabulary.ids is None and token in tokens):
-            raise VocabularyError(f"{vocabulary.where(i)}: the token {token!r} is made twice", hint=HINT)
+            raise VocabularyError(f"{vocabulary.where(i)}: the token {token[:40]!r} is made twice", hint=HINT)
         ranks[left, right] = i
         tokens[token] = None
     return ranks, list(tokens)
@@ -250,12 +264,12 @@ def _join(vocabulary: _Vocabulary) -> tuple[dict[tuple[str, str], int], list[str
 def _check_ids(ids: dict[str, Any], tokens: list[str], path: Path) -> None:
     missing = [token for token in tokens if token not in ids]
     missing += [names[0] for names in (STARTS, ENDS) if ids.keys().isdisjoint(names)]
-    if any(type(i) is not int or i < 0 for i in ids.values()):
+    if any(type(i) is not int or not 0 <= i < 1 << 31 for i in ids.values()):
         wrong = "an id is no number"
     elif len(set(ids.values())) < len(ids):
         wrong = "two tokens have the same id"
     elif missing:
-        wrong = f"no id for the token {missing[0]!r}"
+        wrong = f"no id for the token {missing[0][:40]!r}"
     elif max(ids, key=ids.__getitem__) not in ENDS:  # the text tower is read at the largest id
         wrong = "the end token isn't the one with the largest id"
     else:

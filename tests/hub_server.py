@@ -13,15 +13,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
+CLOSED = "http://127.0.0.1:9"  # the discard service, which nobody runs
 LARGE = (".safetensors", ".bin", ".pt")
 
 
@@ -188,3 +194,17 @@ def serving(hub: Hub) -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def apart(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """Give huggingface_hub an empty cache, no token, nobody to talk to, small chunks, and no pauses."""
+    ours = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "CLIPCLI_OFFLINE")
+    for name in [name for name in os.environ if name.startswith(ours)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("HF_ENDPOINT", CLOSED)
+    for name, value in (("HF_TOKEN_PATH", str(home / "token")), ("HF_HUB_DISABLE_TELEMETRY", True)):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)  # read at import
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)
+    for module in ("file_download", "utils._http"):
+        monkeypatch.setattr(f"huggingface_hub.{module}.time", SimpleNamespace(sleep=lambda _: None))

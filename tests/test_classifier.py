@@ -63,9 +63,15 @@ def test_average_equals_the_plain_rule_without_weights() -> None:
 
 
 def test_a_label_without_prompts_is_refused() -> None:
-    labels = [label("cat"), Label("dog", ())]
     with pytest.raises(LabelError, match='label "dog" has no prompt'):
-        average(fill(labels, [Template("<>")]), np.eye(3, dtype=np.float32), labels)
+        fill([label("cat"), Label("dog", ())], [Template("<>")])
+
+
+def test_weights_that_cancel_are_refused() -> None:
+    labels = [label("cat")]
+    prompts = fill(labels, [Template("a <>"), Template("the <>")])
+    with pytest.raises(LabelError, match="not finite"), np.errstate(invalid="ignore"):
+        average(prompts, np.array([[1, 0], [-1, 0]], np.float32), labels)
 
 
 def test_each_distinct_prompt_is_encoded_once(tmp_path: Path) -> None:

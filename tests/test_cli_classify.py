@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import os
@@ -237,7 +238,15 @@ def test_talk_is_on_stderr(cli: Run) -> None:
     assert "6 pictures, 1 failed" in cli("classify", ".", *LABELS).err
     assert cli("classify", ".", *LABELS, "-q").err == ""
     told = cli("classify", ".", *LABELS, "-v", "-b", 3, "-j", 2).err
-    for fact in ("open_clip", "cpu", "fp32", "batch size 3", "2 workers", "3 labels × 7 templates", "passed over"):
+    for fact in (
+        "open_clip",
+        "cpu",
+        "fp32",
+        "batch size 3",
+        "2 decoding threads",
+        "3 labels × 7 templates",
+        "passed over",
+    ):
         assert fact in told
 
 
@@ -247,17 +256,15 @@ def test_talk_is_on_stderr(cli: Run) -> None:
 def test_a_second_run_runs_no_text_tower(cli: Run, towers: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     first = cli("classify", ".", *LABELS, "-f", "jsonl")
     assert towers["text"] == 21
-    touched: set[str] = set()
-    tower = tiny_tower_spy(monkeypatch, touched)
+    tower = towers_read(monkeypatch)
     second = cli("classify", ".", *LABELS, "-f", "jsonl")
     assert second.out == first.out
     assert towers["text"] == 21
     assert tower == {"image"}
 
 
-def tiny_tower_spy(monkeypatch: pytest.MonkeyPatch, touched: set[str]) -> set[str]:
+def towers_read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The towers whose weights are read from now on, whether to compute or to hash."""
-    from clipcli.weights.load import Checkpoint
     from clipcli.weights.tensors import Arrays
 
     read: set[str] = set()
@@ -268,7 +275,6 @@ def tiny_tower_spy(monkeypatch: pytest.MonkeyPatch, touched: set[str]) -> set[st
             read.add("image" if name.startswith("visual.") else "text")
         return getitem(self, name)
 
-    assert Checkpoint
     monkeypatch.setattr(Arrays, "__getitem__", spy)
     return read
 
@@ -333,7 +339,126 @@ def test_descriptions_in_place_of_templates(cli: Run, tmp_path: Path, towers: di
     assert towers["text"] == 3
 
 
+def test_a_background_beside_whole_prompts(cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "cupl.json").write_text(json.dumps({"cat": ["a small cat"], "dog": ["a dog on a lead"]}))
+    (tmp_path / "rest.txt").write_text("moon\n")
+    rest = ("--background", tmp_path / "rest.txt", "-f", "jsonl")
+    direct = cli("classify", "rocket.jpg", "--prompts", tmp_path / "cupl.json", *rest)
+    assert {x["label"] for x in direct.rows[0]["top"]} == {"cat", "dog", "moon"}
+    cli("build-classifier", "--prompts", tmp_path / "cupl.json", "-o", tmp_path / "c.safetensors")
+    assert cli("classify", "rocket.jpg", "-c", tmp_path / "c.safetensors", *rest).out == direct.out
+
+
+def test_a_template_set_from_the_environment_is_one_value(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = cli("classify", "rocket.jpg", *LABELS, "-t", "a drawing of a <>.", "-f", "jsonl")
+    monkeypatch.setenv("CLIPCLI_TEMPLATES", "a drawing of a <>.")
+    assert cli("classify", "rocket.jpg", *LABELS, "-f", "jsonl").out == typed.out != b""
+
+
+def test_label_files_add_up(cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "more.txt").write_text("moon\n")
+    rows = cli(
+        "classify", "rocket.jpg", "-l", "labels.txt", "-l", tmp_path / "more.txt", "-L", "sun", "-f", "jsonl"
+    ).rows
+    assert {x["label"] for x in rows[0]["top"]} == {"cat", "dog", "rocket", "moon", "sun"}
+
+
+def test_no_pictures_is_said(cli: Run) -> None:
+    result = cli("classify", ".", "--include", "png", *LABELS)
+    assert result.code == 0 and "no pictures found" in result.err
+
+
+def test_output_dash_is_stdout(cli: Run, photos: Path) -> None:
+    assert cli("classify", "rocket.jpg", *LABELS, "-o", "-").out == cli("classify", "rocket.jpg", *LABELS).out
+    assert not (photos / "-").exists()
+
+
+OPTIONS: list[tuple[list[object], str, object]] = [
+    (["--crop", "pad"], "crop", "pad"),
+    (["--pixels", "reference"], "pixels", "reference"),
+    (["--batch-size", 3], "batch_size", 3),
+    (["--workers", 2], "workers", 2),
+    (["--top-k", 7], "top_k", 7),
+    (["--min-cosine", 0.5], "min_cosine", 0.5),
+    (["--precision", "bf16"], "precision", "bf16"),
+    (["--device", "cpu"], "device", "cpu"),
+    (["--head-width", 16], "head_width", 16),
+    (["--activation", "gelu"], "activation", "gelu"),
+    (["--vocabulary", "merges.txt"], "vocabulary", Path("merges.txt")),
+    (["--offline"], "offline", True),
+    (["--truncate"], "truncate", True),
+    (["--follow"], "follow", True),
+    (["--exclude", "x*"], "exclude", ["x*"]),
+    (["--include", "x*"], "include", ["x*"]),
+]
+
+
+@pytest.mark.parametrize(("typed", "name", "value"), OPTIONS, ids=[str(x[0][0]) for x in OPTIONS])
+def test_every_option_arrives(
+    cli: Run, monkeypatch: pytest.MonkeyPatch, model: Path, typed: list[object], name: str, value: object
+) -> None:
+    """What is typed reaches the library under its own name: recorded at its doors."""
+    from clipcli.cli import streams
+    from clipcli.tasks import build, classify
+    from clipcli.weights import model as models
+
+    monkeypatch.chdir(model)
+    seen: dict[str, object] = {}
+
+    def record(module: object, function: str) -> None:
+        real = getattr(module, function)
+
+        def spy(*args: object, **kwargs: object) -> object:
+            seen.update(inspect.signature(real).bind(*args, **kwargs).arguments)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, function, spy)
+
+    record(models, "load_model")
+    record(build, "make")
+    record(classify, "ClassifyOptions")
+    record(streams, "Walk")
+    resolve = models.resolve
+    monkeypatch.setattr("clipcli.weights.fetch.resolve", lambda *a, **k: (seen.update(k), resolve(*a, **k))[1])
+    cli("classify", "absent", ".", "-L", "cat", "-L", "dog", *typed)  # refused: nothing was loaded
+    assert not seen
+    cli("classify", ".", "-L", "cat", "-L", "dog", *typed)
+    assert seen.get(name) == value
+
+
 # ---- real pipes
+
+
+def test_a_picture_through_a_pipe() -> None:
+    result = shell("cat rocket.jpg | clipcli classify - -L cat -L dog -f jsonl -q")
+    assert [json.loads(line)["path"] for line in result.stdout.splitlines()] == ["-"] and result.stderr == ""
+
+
+def test_selected_paths_through_xargs() -> None:
+    label = shell("clipcli classify rocket.jpg -L cat -L dog -q").stdout.split("\t")[1]
+    result = shell(
+        f"clipcli classify rocket.jpg coffee.png -L cat -L dog -q -f paths --select {label} --print0 | xargs -0 ls"
+    )
+    assert "rocket.jpg" in result.stdout.splitlines() and result.stderr == ""
+
+
+def test_a_listener_that_leaves_stderr_loses_no_row(tmp_path: Path) -> None:
+    out = tmp_path / "rows"
+    command = f"clipcli classify {' '.join(LABELS)} -f paths -v -o {out}"
+    shell(f"(echo no.jpg; ls -d *.*) | {command} 2> >(head -0)")
+    assert out.read_text().split() == ["astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed: str, tmp_path: Path) -> None:
+    result = shell(f"clipcli classify rocket.jpg -L cat -L dog -o {tmp_path}/rows {closed}; echo $? > {tmp_path}/code")
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "code").read_text() == "0\n" and (tmp_path / "rows").read_text().startswith("rocket.jpg\t")
+
+
+def test_a_list_from_a_process(tmp_path: Path) -> None:
+    result = shell("clipcli classify --files-from <(ls *.png) -L cat -L dog -q -f paths")
+    assert result.stdout.split() == ["astronaut.png", "chelsea.png", "coffee.png"]
 
 
 def shell(command: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -157,11 +157,15 @@ def test_one_clear_line(
     assert after == made | before  # nothing half-written, no canary
 
 
-def test_an_absent_model_option(cli: Run, photos: Path) -> None:
-    result = cli("classify", photos, *LABELS)
-    assert result.code == 2
+def test_an_absent_model_is_the_default_one(
+    cli: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    result = cli("classify", photos, *LABELS, "--offline")
+    assert result.code == 1
     assert result.err == (
-        "clipcli: no model given\nhint: name a CLIP checkpoint on this disk with --model PATH, or set CLIPCLI_MODEL\n"
+        "clipcli: ViT-B-32-256-datacomp is not there in the cache, and this run is offline\n"
+        "hint: get it once with the network: clipcli models pull ViT-B-32-256-datacomp\n"
     )
 
 
@@ -193,7 +197,7 @@ def test_a_bug_keeps_its_traceback(cli: Run, photos: Path, monkeypatch: pytest.M
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("clipcli.cli.request.check_inputs", broken)
+    monkeypatch.setattr("clipcli.cli.streams.check_inputs", broken)
     result = cli("classify", photos, *LABELS, "-m", "x")
     assert result.code == 1
     assert "ZeroDivisionError: a bug" in result.err and "please report" in result.err

@@ -17,10 +17,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import tiny
-from hub_server import Hub, serving
+from hub_server import CLOSED, Hub, apart, serving
 
 from clipcli.errors import ModelError, NotPlainClip
 from clipcli.weights import hub as downloads
@@ -31,7 +32,6 @@ from clipcli.weights.model import load_model
 
 WEIGHTS = "open_clip_model.safetensors"
 DEFAULT_REPO = "laion/CLIP-ViT-B-32-256x256-DataComp-s34B-b86K"
-CLOSED = "http://127.0.0.1:9"  # the discard service, which nobody runs
 
 
 @pytest.fixture(scope="session")
@@ -44,17 +44,7 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, byt
 @pytest.fixture(autouse=True)
 def hf_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, no token, no settings, and no waiting between attempts."""
-    for name in [
-        name for name in os.environ if name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "CLIPCLI_OFF"))
-    ]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("HF_ENDPOINT", CLOSED)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)
-    monkeypatch.setattr("huggingface_hub.file_download.time", SimpleNamespace(sleep=lambda _: None))
-    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
+    apart(monkeypatch, tmp_path / "hf")
     return tmp_path / "hf"
 
 
@@ -295,12 +285,14 @@ def test_a_cut_download_goes_on_in_the_next_run(hub: Hub, layouts: dict[str, dic
     with pytest.raises(ModelError, match="no weights"):
         load_checkpoint(folder)
     hub.requests.clear()
+    hub.refuse.clear()
     resolve("me/clip")
     assert [request.headers.get("range") for request in hub.asked(WEIGHTS)] == ["bytes=100000-"] * 2
     assert contents(folder) == layouts["open_clip"]
     assert not list(folder.parent.parent.rglob("*.incomplete"))
 
 
+@pytest.mark.skipif(huggingface_hub.__version__ < "2", reason="older versions give up, and the next run goes on")
 def test_a_cut_within_a_run_heals_itself(
     hub: Hub, layouts: dict[str, dict[str, bytes]], notices: Callable[[], list[str]]
 ) -> None:

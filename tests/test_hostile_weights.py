@@ -101,17 +101,35 @@ def test_garbled(
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"<html>404: not found</html>", b"\x89PNG\r\n\x1a\n" + bytes(64), bytes(4096), b"\xff" * 4096],
+    [b"<html>404: not found</html>", b"cat\ndog\nrocket", b"\x89PNG\r\n\x1a\n" + bytes(64), b"\xff" * 4096],
 )
 def test_other_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.pt").write_bytes(content)
-    refused(tmp_path / "model.pt")
+    error = refused(tmp_path / "model.pt")
+    assert error.message.endswith("model.pt: no weight file") and error.hint
+
+
+@pytest.mark.parametrize("content", [b"", bytes(4096)])
+def test_empty_files(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.pt").write_bytes(content)
+    assert "truncated or corrupt" in refused(tmp_path / "model.pt").message
+
+
+def test_a_classifier_file_is_no_model(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "my.safetensors"
+    save_file({"weight": np.eye(2, dtype=np.float32)}, path, metadata={"clipcli": "{}"})
+    error = refused(path)
+    assert error.message.endswith("this is a classifier file, no model") and error.hint == "give it as --classifier"
 
 
 def test_a_git_lfs_pointer(tmp_path: Path) -> None:
     folder = tiny.save(tmp_path / "model")
     (folder / "open_clip_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 5\n")
-    assert "truncated or corrupt" in refused(folder).message
+    error = refused(folder)
+    assert error.message.endswith("open_clip_model.safetensors: a pointer of Git LFS, not the weights")
+    assert error.hint == "fetch them with: git lfs pull"
 
 
 def safetensors_file(header: bytes, data: bytes) -> bytes:
@@ -399,13 +417,14 @@ def test_zips_that_are_no_weights(tmp_path: Path) -> None:
     assert "big-endian" in refused(path).message
 
 
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", 5, None, [1]])
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", 5, None, [1], "a\0b", "\ud800", "a" * 256])
 def test_shards_outside_the_folder(tmp_path: Path, name: Any) -> None:
     folder = tiny.save(tmp_path / "model", "transformers")
     (folder / "model.safetensors").rename(tmp_path / "model.safetensors")
     index = {"weight_map": {"logit_scale": name}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "is not the name of a file beside it" in refused(folder).message
+    message = refused(folder).message
+    assert "is not the name of a file beside it" in message and len(message) < 250 + len(str(folder))
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
@@ -414,3 +433,34 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     index = {"weight_map": {"logit_scale": "gone.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "gone.safetensors: can't be read" in refused(folder).message
+
+
+@pytest.mark.parametrize("stored", [1000, -1000, 9.3, float("nan"), float("inf"), float("-inf")], ids=str)
+def test_a_scale_that_makes_no_sense(tmp_path: Path, stored: float) -> None:
+    arrays = {**tiny.weights(tiny.vit()), "logit_scale": np.array(stored, np.float32)}
+    checkpoint = load_checkpoint(tiny.save(tmp_path / "m", arrays=arrays))
+    with pytest.raises(ModelError, match=r"`logit_scale` is [-\w.]+, but the logarithm") as caught:
+        _ = checkpoint.logit_scale
+    assert str(tmp_path / "m") in caught.value.message and caught.value.hint
+
+
+# Places
+
+
+def test_a_folder_that_may_not_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny.save(tmp_path / "model")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)  # for tests that root runs
+        assert refused(folder).message == f"{folder}: permission denied"
+    folder.chmod(0)
+    try:
+        if not os.access(folder, os.X_OK):
+            assert refused(folder).message == f"{folder}: permission denied"
+            assert refused(folder / "open_clip_model.safetensors").message.endswith("permission denied")
+    finally:
+        folder.chmod(0o700)
+
+
+def test_a_place_that_is_neither_file_nor_folder(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert "fifo: neither a file nor a folder" in refused(tmp_path / "fifo").message

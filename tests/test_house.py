@@ -43,9 +43,11 @@ def test_import_clipcli_imports_nothing_heavy() -> None:
     assert not modules_after("import clipcli") & {*HEAVY, "typer", "rich"}
 
 
-def test_the_store_of_prompts_needs_no_torch_to_be_read(model: Path) -> None:
-    code = f"import clipcli; m = clipcli.load_model({str(model)!r}); m.tokenizer(['a cat']); m.text_fingerprint"
-    assert "torch" not in modules_after(code)
+def test_a_classifier_from_the_store_needs_no_torch(model: Path) -> None:
+    run = f"from clipcli.cli.main import run; run(['build-classifier', '-L', 'cat', '-L', 'dog', '-m', {str(model)!r}])"
+    first = modules_after(run)
+    second = modules_after(run)
+    assert "torch" in first and not {"torch", "PIL", "ftfy"} & second
 
 
 def test_public_names() -> None:

@@ -172,7 +172,7 @@ def test_exchange_with_transformers(tmp_path: Path, activation: str) -> None:
 def test_place() -> None:
     assert place("cpu").precision == "fp32"
     assert str(place("cpu", "bf16")) == "cpu, bf16"
-    assert place("cpu", "fp16").arithmetic != place("cpu").arithmetic
+    assert place("cpu", "fp16").precision == "fp16"
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:99", "cpu:1", ""])
@@ -203,3 +203,52 @@ def test_cuda_equals_cpu(tmp_path: Path, precision: str) -> None:
     exact = load_model(path, device="cpu").encode_image(pixels)
     other = load_model(path, device="cuda", precision=precision).encode_image(pixels)  # type: ignore[arg-type]
     assert np.abs(exact - other).max() <= {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2}[precision]
+
+
+def test_the_tower_gets_what_normalise_defines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mean and standard deviation of the checkpoint, and cuDNN left on."""
+    from clipcli.images.transform import normalise
+    from clipcli.model.config import Preprocess
+
+    config = tiny.vit(preprocess=Preprocess(mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4)))
+    model = load_model(tiny.save(tmp_path, config=config), device="cpu")
+    seen = []
+
+    def tower(pixels: torch.Tensor) -> torch.Tensor:
+        seen.append((pixels.numpy(), torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32))
+        return torch.ones(len(pixels), 16)
+
+    monkeypatch.setattr(model, "_image_tower", tower)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
+    model.encode_image(pixels)
+    ((got, enabled, tf32),) = seen
+    np.testing.assert_array_equal(got, normalise(pixels, config.preprocess))
+    assert (enabled, tf32) == (True, False)
+
+
+def test_arithmetic_is_known_without_a_device_where_it_can_be(tmp_path: Path) -> None:
+    path = tiny.save(tmp_path)
+    assert load_model(path, device="cpu").arithmetic == "torch-fp32"
+    assert load_model(path, device="cuda:99", precision="fp16").arithmetic == "torch-fp16"
+    auto = load_model(path)
+    assert auto.arithmetic == f"torch-{auto.placement.precision}"
+
+
+def test_a_vocabulary_that_changes_while_it_is_read_poisons_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise classifiers made with one vocabulary would be kept under the digest of another."""
+    from clipcli.errors import VocabularyError
+    from clipcli.tokenizer import Tokenizer
+
+    model = load_model(tiny.save(tmp_path))
+    read = Tokenizer.from_file
+
+    def read_and_change(path: Path, size: int | None = None) -> Tokenizer:
+        tokenizer = read(path, size)
+        path.write_text(path.read_text() + "\n")
+        return tokenizer
+
+    monkeypatch.setattr(Tokenizer, "from_file", read_and_change)
+    with pytest.raises(VocabularyError, match="changed while it was read"):
+        _ = model.tokenizer

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipcli.errors import UsageError
-from clipcli.output.sink import ENDINGS, FORMATS, Sink, SinkOptions, format_for, open_sink
+from clipcli.output.sink import ENDINGS, FORMATS, LineSink, SinkOptions, format_for, open_sink
 from clipcli.output.table import bar
 from clipcli.output.text import Counts, printable
 from clipcli.output.tsv import escape, unescape
@@ -257,7 +257,7 @@ class Recorder(io.BytesIO):
 @pytest.mark.parametrize("format", FORMATS)
 def test_each_row_is_one_write_and_seen_at_once(format: str) -> None:
     stream = Recorder()
-    sink: Sink = open_sink(format, stream, SinkOptions(width=80))
+    sink: LineSink = open_sink(format, stream, SinkOptions(width=80))
     assert stream.calls == []  # nothing before the first row
     sink.write(CAT)
     sink.write(CAT)
@@ -282,7 +282,6 @@ def test_no_rows_leave_the_header_alone() -> None:
     [
         (None, True, "table"),
         (None, False, "tsv"),
-        ("-", True, "table"),
         ("out.jsonl", False, "jsonl"),
         ("OUT.NDJSON", True, "jsonl"),
         ("out.json", True, "jsonl"),

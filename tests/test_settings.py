@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -280,3 +281,27 @@ def test_without_a_file_nothing_is_imported_for_it(folder: Path) -> None:
     )
     assert loaded.stdout.strip() == "False"
     assert "tomllib" not in modules_after("import clipcli.settings")
+
+
+def test_sub_commands_have_tables_of_their_own(cli: Run, folder: Path) -> None:
+    plain = cli("models", "list").out
+    write("[models.list]\njson = true\n")
+    assert json.loads(cli("models", "list").out)
+    assert not plain.startswith(b"[")
+    assert effective(cli, "models.list.json") == (True, "clipcli.toml:2")
+
+
+def test_no_option_that_writes_may_be_set_in_a_file() -> None:
+    """A guard for options to come: what its help calls writing belongs into settings.TYPED_ONLY."""
+    import typer
+
+    from clipcli.cli import defaults
+    from clipcli.cli.main import app
+
+    helps = [
+        f"{' '.join(address)} --{name}: {option.help}"
+        for address, command in defaults._commands(typer.main.get_command(app)).items()
+        for name, option in defaults._options(command).items()
+    ]
+    assert len(helps) > 40
+    assert [text for text in helps if re.search(r": (Write|Save|Replace|Overwrite|Delete|Remove|Move)\b", text)] == []

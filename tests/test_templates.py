@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from itertools import product
@@ -125,11 +126,14 @@ def test_comments() -> None:
         ),
         ("{a|{b|c}} <>", 'template "{a|{b|c}} <>" has a brace', "can't hold another"),
         ("a } <>", 'template "a } <>" has a brace', "write <>"),
-        ("x\t<>", '"x" before the tab is no weight', "above 0"),
-        ("0\t<>", '"0" before the tab is no weight', "above 0"),
-        ("-1\t<>", '"-1" before the tab is no weight', "above 0"),
-        ("inf\t<>", '"inf" before the tab is no weight', "above 0"),
-        ("nan\t<>", '"nan" before the tab is no weight', "above 0"),
+        ("x\t<>", '"x" before the tab is no weight', "from 1/1,000,000 to 1,000,000"),
+        ("0\t<>", '"0" before the tab is no weight', "from 1/1,000,000 to 1,000,000"),
+        ("-1\t<>", '"-1" before the tab is no weight', "from 1/1,000,000 to 1,000,000"),
+        ("inf\t<>", '"inf" before the tab is no weight', "from 1/1,000,000 to 1,000,000"),
+        ("nan\t<>", '"nan" before the tab is no weight', "from 1/1,000,000 to 1,000,000"),
+        ("1e308\t<>", '"1e308" before the tab is no weight', "from 1/1,000,000 to 1,000,000"),
+        ("5e-324\t<>", '"5e-324" before the tab is no weight', "from 1/1,000,000 to 1,000,000"),
+        ("9" * 99 + "\t<>", f'"{"9" * 40}" before the tab is no weight', ""),
         ("2\t3\t<>", "control character U+0009 in template", ""),
         ("be\x07ll <>", "control character U+0007 in template", "remove it"),
         ("{a|b}" * 14 + "<>", "expands to more than 10,000", "several lines"),
@@ -207,6 +211,23 @@ def test_unknown_names(spec: str, message: str, hint: str) -> None:
         templates.read([spec])
     assert message in error.value.message
     assert (error.value.hint or "").startswith(hint)
+
+
+def test_near_names_of_files() -> None:
+    write("mine.txt", "a <>\n")
+    with pytest.raises(LabelError, match=r"^mien\.txt: no such template file$") as error:
+        templates.read(["mien.txt"])
+    assert error.value.hint == "did you mean mine.txt?"
+
+
+def test_a_file_that_may_not_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", denied)  # root may look at everything
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(LabelError, match=r"^closed/x\.txt: permission denied$"):
+        templates.read(["closed/x.txt"])
 
 
 def test_files_that_hold_nothing_or_no_text() -> None:

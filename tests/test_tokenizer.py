@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
-import logging
+import random
+import string
 import subprocess
 import sys
 import time
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from clipcli import tokenizer as module
 from clipcli.errors import VocabularyError
-from clipcli.tokenizer import Tokenizer, clean, find_vocabulary
+from clipcli.tokenizer import STANDARD_SIZE, Tokenizer, clean, find_vocabulary
 
 MERGES = ["i n", "t h", "a n", "r e", "a r", "e r", "th e</w>", "c a", "ca t</w>"]
 SIZE = 512 + len(MERGES) + 2
@@ -182,7 +184,40 @@ def test_eighty_thousand_prompts_in_time(full: Tokenizer, reference: Path) -> No
 def test_a_long_word_ends_in_time(full: Tokenizer) -> None:
     start = time.process_time()
     assert len(full.encode("漢字仮名交じり文" * 500)) > 4_000
+    letters = "".join(random.Random(0).choices(string.ascii_lowercase, k=100_000))
+    assert len(full.encode(letters)) > 30_000
     assert time.process_time() - start < 5
+
+
+def slowly(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
+    """The merges of a word as the original does them: the best pair, everywhere, until there is none."""
+    parts = [*word]
+    while True:
+        known = [pair for pair in pairwise(parts) if pair in ranks]
+        if not known:
+            return parts
+        best, joined = min(known, key=ranks.__getitem__), []
+        while parts:
+            width = 2 if tuple(parts[:2]) == best else 1
+            joined.append("".join(parts[:width]))
+            parts = parts[width:]
+        parts = joined
+
+
+TOKENS = ["a", "b", "aa", "ab", "ba", "aaa", "aab", "aba", "abab"]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text("ab", min_size=1, max_size=24), st.permutations([*product(TOKENS, TOKENS)]))
+def test_merges_are_the_originals_whatever_their_order(word: str, pairs: list[tuple[str, str]]) -> None:
+    ranks = {pair: rank for rank, pair in enumerate(pairs[:20])}
+    assert module._join([*word], ranks) == slowly(word, ranks)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.text("aeinorst", min_size=1, max_size=60))
+def test_merges_of_the_real_vocabulary(full: Tokenizer, word: str) -> None:
+    assert module._join([*word], full._ranks) == slowly(word, full._ranks)
 
 
 # Vocabulary files
@@ -227,17 +262,18 @@ def test_find_vocabulary(tmp_path: Path) -> None:
     assert find_vocabulary(tmp_path) == tmp_path / "tokenizer.json"
 
 
-def test_larger_than_the_text_tower(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [SIZE - 1, SIZE + 1, STANDARD_SIZE])
+def test_of_another_size_than_the_text_tower(tmp_path: Path, size: int) -> None:
     path = write_merges(tmp_path / "merges.txt")
-    with pytest.raises(VocabularyError, match=rf"merges.txt: the vocabulary has {SIZE} entries, .* {SIZE - 1}$") as e:
-        Tokenizer.from_file(path, SIZE - 1)
+    with pytest.raises(VocabularyError, match=rf"merges.txt: the vocabulary has {SIZE} entries, .* {size:,}$") as e:
+        Tokenizer.from_file(path, size)
     assert e.value.hint
 
 
-def test_smaller_than_the_text_tower_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "clipcli"):
-        assert Tokenizer.from_file(write_merges(tmp_path / "merges.txt"), 600).end_token == SIZE - 1
-    assert f"the vocabulary has {SIZE} entries, the model's text tower 600" in caplog.text
+def test_an_empty_vocabulary_is_not_the_models(tmp_path: Path) -> None:
+    path = write_merges(tmp_path / "merges.txt", [])
+    with pytest.raises(VocabularyError, match="has 514 entries"):
+        Tokenizer.from_file(path, SIZE)
 
 
 IDS = words_of()
@@ -276,6 +312,14 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
             tokenizer_json() | {"added_tokens": []},
             r"tokenizer.json: no id for the token '<\|startoftext\|>'",
         ),
+        ("tokenizer.json", tokenizer_json(merges=[["i", ["n"]]]), r"tokenizer.json: merge 1: 'i' is no merge"),
+        ("tokenizer.json", tokenizer_json(vocab=IDS | {"other": 10**400}), r"tokenizer.json: an id is no number"),
+        (
+            "tokenizer.json",
+            tokenizer_json() | {"added_tokens": [{"content": ["x"], "id": 1}]},
+            r"tokenizer.json: added token 1 has no text",
+        ),
+        ("tokenizer.json", tokenizer_json() | {"added_tokens": ["x"]}, r"tokenizer.json: added token 1 has no text"),
         ("vocab.json", IDS, r"vocab.json: there is no merges.txt beside it"),
     ],
 )

@@ -115,6 +115,10 @@ def model(**changes: Any) -> Any:
     return lambda value: value["model_cfg"].update(changes)
 
 
+def preprocess(**changes: Any) -> Any:
+    return lambda value: value["preprocess_cfg"].update(changes)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -188,17 +192,30 @@ def test_transformers_refuses_other_architectures_by_name(tmp_path: Path, change
         (text(heads=True), "text_cfg.heads"),
         (text(heads=5), "not divisible by 5"),
         (vision(mlp_ratio=float("nan")), "mlp_ratio"),
+        (vision(mlp_ratio=1e308), "vision_cfg.mlp_ratio` should be a positive number up to 100"),
+        (text(mlp_ratio=10**400), "text_cfg.mlp_ratio"),
+        (text(mlp_ratio=True), "text_cfg.mlp_ratio"),
+        (text(width=10**400), "text_cfg.width` should be a positive whole number, not 10{39}…$"),
+        (vision(width=[[]] * 99), "vision_cfg.width"),
+        (model(quick_gelu="false"), 'quick_gelu` should be true or false, not "false"'),
+        (model(quick_gelu=1), "quick_gelu"),
         (vision(image_size=[32, 16]), "image_size"),
         (model(text_cfg=[]), "model_cfg.text_cfg"),
         (lambda value: value["model_cfg"].pop("embed_dim"), "embed_dim"),
         (lambda value: value.pop("model_cfg"), "model_cfg"),
-        (lambda value: value["preprocess_cfg"].update(mean=[0, 0]), "preprocess_cfg.mean"),
-        (
-            lambda value: value["preprocess_cfg"].update(interpolation="random"),
-            "preprocess_cfg.interpolation",
-        ),
-        (lambda value: value["preprocess_cfg"].update(resize_mode="stretch"), "preprocess_cfg.resize_mode"),
-        (lambda value: value["preprocess_cfg"].update(size=64), "preprocess_cfg.size"),
+        (preprocess(mean=[0, 0]), "preprocess_cfg.mean"),
+        (preprocess(interpolation="random"), "preprocess_cfg.interpolation"),
+        (preprocess(resize_mode="stretch"), "preprocess_cfg.resize_mode"),
+        (preprocess(resize_mode={}), "preprocess_cfg.resize_mode"),
+        (preprocess(interpolation=[]), "preprocess_cfg.interpolation` should be bicubic or bilinear"),
+        (preprocess(interpolation=""), "preprocess_cfg.interpolation"),
+        (preprocess(size=64), "preprocess_cfg.size"),
+        (preprocess(mean=[0, 0, 10**400]), "preprocess_cfg.mean` should be three numbers from -10 to 10"),
+        (preprocess(mean=[0, 0, 1e308]), "preprocess_cfg.mean"),
+        (preprocess(std=[1, 1, 10**400]), "preprocess_cfg.std` should be three numbers from 0.001 to 10"),
+        (preprocess(std=[1, 1, 0]), "preprocess_cfg.std"),
+        (preprocess(std=[1, -1, 1]), "preprocess_cfg.std"),
+        (preprocess(std=[1, float("nan"), 1]), "preprocess_cfg.std"),
     ],
 )
 def test_nonsense_in_a_configuration_is_named(tmp_path: Path, change: Any, named: str) -> None:
@@ -207,6 +224,13 @@ def test_nonsense_in_a_configuration_is_named(tmp_path: Path, change: Any, named
     with pytest.raises(ModelError, match=named) as caught:
         load_checkpoint(tmp_path)
     assert "open_clip_config.json" in caught.value.message
+
+
+def test_absurd_numbers_of_transformers(tmp_path: Path) -> None:
+    tiny.save(tmp_path, "transformers")
+    edit(tmp_path / "config.json", lambda value: value["text_config"].update(layer_norm_eps=10**400))
+    with pytest.raises(ModelError, match=r"config\.json: `text_config\.layer_norm_eps` should be a positive number"):
+        load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{", '{"model_cfg":' * 100_000])
@@ -225,6 +249,9 @@ def test_bare_weights_need_the_activation(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="don't tell the activation") as caught:
         load_checkpoint(path, head_width=16)
     assert "--activation" in str(caught.value.hint)
+    with pytest.raises(ModelError, match="don't tell the activation") as caught:
+        load_checkpoint(tiny.save(tmp_path / "whole") / "open_clip_model.safetensors")
+    assert caught.value.hint == f"give the folder {tmp_path / 'whole'}, whose configuration tells it"
     assert load_checkpoint(path, activation="quick_gelu", head_width=16).config == tiny.vit(activation="quick_gelu")
 
 
@@ -362,7 +389,11 @@ def test_paths_without_a_checkpoint(tmp_path: Path) -> None:
     tiny.save(tmp_path, "bare")
     with pytest.raises(ModelError, match=r"it holds config\.json, merges\.txt, tiny\.safetensors") as caught:
         load_checkpoint(tmp_path)
-    assert str(tmp_path / "tiny.safetensors") in str(caught.value.hint)
+    assert str(caught.value.hint) == f"give the weight file itself: {tmp_path / 'tiny.safetensors'}"
+    (tmp_path / "inputs.safetensors").write_bytes(bytes(9))
+    with pytest.raises(ModelError, match="it holds") as caught:
+        load_checkpoint(tmp_path)
+    assert str(caught.value.hint) == f"give the weight file itself, perhaps the largest: {tmp_path / 'tiny.safetensors'}"
 
 
 @pytest.mark.parametrize(
@@ -392,8 +423,8 @@ def test_vocabulary_and_name(tmp_path: Path) -> None:
         (vision(head_width=32), True, False),
         (text(heads=4), False, True),
         (model(quick_gelu=True), True, True),
-        (lambda value: value["preprocess_cfg"].update(mean=[0, 0, 0]), True, False),
-        (lambda value: value["preprocess_cfg"].update(resize_mode="squash"), True, False),
+        (preprocess(mean=[0, 0, 0]), True, False),
+        (preprocess(resize_mode="squash"), True, False),
     ],
 )
 def test_settings_are_part_of_the_fingerprint(tmp_path: Path, change: Any, image: bool, text: bool) -> None:
@@ -413,6 +444,8 @@ def test_settings_are_part_of_the_fingerprint(tmp_path: Path, change: Any, image
         ({"do_normalize": False}, "`do_normalize` is false"),
         ({"do_center_crop": False}, "`do_center_crop` is false"),
         ({"image_std": 1}, "`image_std` should be three numbers"),
+        ({"image_mean": [10**400] * 3}, "`image_mean` should be three numbers"),
+        ({"do_resize": "false"}, "`do_resize` should be true or false"),
     ],
 )
 def test_preprocessing_that_clipcli_does_not_do(tmp_path: Path, change: Any, named: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +23,7 @@ EXAMPLES = opt.epilog(
 
 Labels = Annotated[
     str | None,
-    typer.Argument(metavar="[LABELS]", help="A label file: text, CSV, TSV or JSON.", show_default=False),
+    typer.Argument(metavar="LABELS", help="A label file: text, CSV, TSV or JSON.", show_default=False),
 ]
 OutputFile = Annotated[
     Path | None,
@@ -47,6 +46,7 @@ Extend = Annotated[
 
 
 def build_classifier(
+    context: typer.Context,
     file: Labels = None,
     labels: opt.LabelFiles = None,
     label: opt.InlineLabels = None,
@@ -78,20 +78,16 @@ def build_classifier(
             raise UsageError("a classifier can't be written to stdout", hint="name a file: -o my.safetensors")
         check_new_file(output, force=force, read=[*words.files, prompts, *(templates or [])])
 
-    from clipcli.zeroshot import classifier as zeroshot
     from clipcli.zeroshot.classifier_file import load_classifier, save_classifier
 
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
         found = words.labels()
         old = load_classifier(extend) if extend else None
-        sets = list(old.templates) if old and not templates else words.expanded()
+        own = old is not None and not opt.came_from(context, "templates", "COMMANDLINE")
+        sets = old.templates if old and own else words.expanded()
         with talk.working("loading the model"):
             opened = choice.open(talk)
-        if old:
-            old.check_model(opened)
-        built = words.build(opened, found, sets, talk)
-        if old:
-            built = replace(built, classifier=zeroshot.extend(old, built.classifier))
+        built = words.build(opened, found, sets, talk, old)
         if output is not None:
             save_classifier(built.classifier, output)
         kept = f"written to {output}" if output else "kept in the store alone (-o FILE writes it)"

@@ -17,14 +17,12 @@ from clipcli.cli import complete
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk, Ticker
 from clipcli.cli.request import ModelChoice, Words, describe
-from clipcli.cli.streams import Destination, Pictures
+from clipcli.cli.streams import Destination, Pictures, Writer
 from clipcli.errors import ExitCode, UsageError
 from clipcli.output.text import Counts, counted
 from clipcli.records import Failure, Prediction, Row
 
 if TYPE_CHECKING:
-    from clipcli.output.sink import Sink
-    from clipcli.tasks.classify import ClassifyOptions
     from clipcli.weights.model import Model
     from clipcli.zeroshot.classifier import Classifier
 
@@ -139,38 +137,39 @@ def classify(
     pictures.check()
     choice.check()
 
-    from clipcli.tasks.classify import ClassifyOptions, settle
-    from clipcli.tasks.classify import classify as task
-
-    options = ClassifyOptions(
-        top_k=top_k or 5,
-        temperature=temperature,
-        min_score=min_score,
-        min_cosine=min_cosine,
-        min_margin=min_margin,
-        unknown_label=unknown_label,
-        pixels=pixels,
-        crop=crop,
-        batch_size=batch_size,
-        workers=workers,
-        flush_after=0.2 if pictures.live else None,
-    )
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
-        opened, classifier_, backdrop = _prepare(choice, words, background, options, talk)
-        wanted = _selected(select, classifier_, unknown_label)
-        options = settle(options, opened)
-        talk.detail(f"batch size {options.batch_size}, {counted(options.workers or 1, 'worker')}")
-        rows = task(pictures.walk(), classifier_, opened, options, background=backdrop)
+        with talk.working("starting"):
+            from clipcli.tasks.classify import ClassifyOptions, speed
+            from clipcli.tasks.classify import classify as task
+
+        options = ClassifyOptions(
+            top_k=top_k or 5,
+            temperature=temperature,
+            min_score=min_score,
+            min_cosine=min_cosine,
+            min_margin=min_margin,
+            unknown_label=unknown_label,
+            pixels=pixels,
+            crop=crop,
+            batch_size=batch_size,
+            workers=workers,
+            flush_after=0.2 if pictures.live else None,
+        )
+        wanted = frozenset(select or [])
+        opened, found, rest = _prepare(choice, words, background, unknown_label, wanted, talk)
+        talk.detail("batch size {}, {} decoding threads".format(*speed(options, opened)))
+        rows = task(pictures.walk(), found, opened, options, background=rest)
         with talk.working("classifying"):
             rows = chain(list(islice(rows, 1)), rows)  # the towers work: only now is an output file made
-        with destination.open(classifier_.names + (backdrop.names if backdrop else ())) as sink:
+        with destination.open(found.names + (rest.names if rest else ())) as sink:
             counts = _deliver(rows, sink, talk, wanted, strict, destination)
+            sink.close()
         _sum_up(counts, pictures, destination, talk, time.monotonic() - began)
     raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if counts.failed else ExitCode.OK)
 
 
 def _prepare(
-    choice: ModelChoice, words: Words, background: str | None, options: ClassifyOptions, talk: Talk
+    choice: ModelChoice, words: Words, background: str | None, unknown_label: str, wanted: frozenset[str], talk: Talk
 ) -> tuple[Model, Classifier, Classifier | None]:
     """Model, classifier and background; everything that can be wrong with words is told before weights are read."""
     from clipcli.tasks.classify import check_names
@@ -181,34 +180,31 @@ def _prepare(
     classifier = load_classifier(words.classifier) if words.classifier else None
     others = label_files.read(background) if background else []
     names = classifier.names if classifier else tuple(label.name for label in labels)
-    check_names(names, tuple(label.name for label in others), options.unknown_label)
-    templates = list(classifier.templates) if classifier and not words.templates else words.expanded()
+    check_names(names, tuple(label.name for label in others), unknown_label)
+    _check_selection(wanted, (*names, unknown_label))
+    templates = classifier.templates if classifier else words.expanded()
     with talk.working("loading the model"):
         model = choice.open(talk)
     if classifier is None:
         built = words.build(model, labels, templates, talk)
         talk.detail(describe(built))
         classifier = built.classifier
-    backdrop = words.build(model, others, templates, talk).classifier if others else None
-    return model, classifier, backdrop
+    classifier.check_model(model)
+    rest = words.build(model, others, templates or words.read_templates(), talk).classifier if others else None
+    return model, classifier, rest
 
 
-def _selected(select: list[str] | None, classifier: Classifier, unknown_label: str) -> frozenset[str]:
-    """The labels of --select, which must be among those that rows can have."""
-    possible = [*classifier.names, unknown_label]
-    for name in select or []:
-        if name not in possible:
-            near = difflib.get_close_matches(name, possible)
-            raise UsageError(
-                f'--select "{name}": no such label',
-                hint=f"did you mean {' or '.join(near)}" if near else None,
-            )
-    return frozenset(select or [])
+def _check_selection(wanted: frozenset[str], possible: tuple[str, ...]) -> None:
+    """Raise UsageError unless every label of --select is one that a row can have."""
+    for name in sorted(wanted.difference(possible)):
+        near = difflib.get_close_matches(name, possible)
+        hint = f"did you mean {' or '.join(near)}?" if near else "the labels are those of --labels and --unknown-label"
+        raise UsageError(f'--select "{name}": no such label', hint=hint)
 
 
 def _deliver(
     rows: Iterable[Row],
-    sink: Sink,
+    sink: Writer,
     talk: Talk,
     wanted: frozenset[str],
     strict: bool,

@@ -10,8 +10,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING
 
 from clipcli.errors import ClipcliError
@@ -42,8 +42,9 @@ def say_error(error: ClipcliError, choice: str = "auto") -> None:
 
 
 def _write(text: str) -> None:
-    sys.stderr.write(text)
-    sys.stderr.flush()
+    with suppress(OSError):  # whoever listens may have gone: the rows still count
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 class _Notices(logging.Handler):
@@ -116,8 +117,9 @@ class Talk:
             status.start()
 
     def _line(self, text: str) -> None:
-        if self._console is not None:  # above the living line, not through it
-            self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        if self._status is not None and self._console is not None:  # above the living line, not through it
+            with suppress(OSError):
+                self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
         else:
             _write(text + "\n")
 
@@ -130,28 +132,24 @@ class Talk:
 
 
 class Ticker:
-    """Counts what is done; says nothing."""
-
-    done = 0
+    """Takes counts of what is done; says nothing."""
 
     def __call__(self, done: int, total: int | None = None) -> None:
         """`done` things are done, of `total` if that is known."""
-        self.done = done
 
 
 class LiveTicker(Ticker):
     """Counts on the terminal, ten times a second at most."""
 
-    def __init__(self, text: str, update: object) -> None:
+    def __init__(self, text: str, update: Callable[[str], None]) -> None:
         self.text = text
         self.update = update
         self.began = self.shown = time.monotonic()
 
     def __call__(self, done: int, total: int | None = None) -> None:
         """Show `done` of `total`, and how many a second."""
-        self.done = done
         now = time.monotonic()
-        if now - self.shown < 0.1 or not callable(self.update):
+        if now - self.shown < 0.1:
             return
         self.shown = now
         rate = done / (now - self.began)

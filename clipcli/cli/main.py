@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
+from itertools import pairwise
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -14,6 +16,7 @@ from clipcli.cli import build_classifier, cache, classify, doctor, labels, model
 from clipcli.cli.console import say_error
 from clipcli.cli.defaults import default_map
 from clipcli.cli.options import epilog
+from clipcli.cli.streams import cannot_write
 from clipcli.cli.usage import usage_error
 from clipcli.errors import ClipcliError, ExitCode, UsageError
 
@@ -56,11 +59,15 @@ def _root(
 
 def main() -> NoReturn:
     """Run the command line and leave the process with its exit code."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the caller: its number must not become another file's
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 -- for as long as we live
     sys.exit(run(sys.argv[1:]))
 
 
 def run(args: list[str]) -> int:
     """Run `args` and return the exit code; known errors become one line on stderr."""
+    color = next((b for a, b in pairwise([*args, "auto"]) if a == "--color" and b in ("always", "never")), "auto")
     try:
         result = app(args, prog_name="clipcli", standalone_mode=False, default_map=_defaults(args))
         sys.stdout.flush()
@@ -75,17 +82,27 @@ def run(args: list[str]) -> int:
         return ExitCode.INTERRUPTED
     except typer.TyperException as error:
         if error.format_message():  # empty: the help page has been shown in its place
-            say_error(usage_error(error))
+            say_error(usage_error(error), color)
         return error.exit_code
     except ClipcliError as error:
         if "--debug" in args:
             traceback.print_exc()
-        say_error(error)
+        say_error(error, color)
         return error.exit_code
-    except Exception:  # a bug: its traceback is what we need to mend it
-        traceback.print_exc()
-        say_error(ClipcliError("this is a bug in clipcli: please report it with the lines above"))
-        return ExitCode.FAILED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return _bug()
+        say_error(cannot_write("stdout", error), color)
+        return _closed_pipe() or ExitCode.FAILED
+    except Exception:
+        return _bug()
+
+
+def _bug() -> int:
+    """An unknown error: its traceback is what we need to mend it."""
+    traceback.print_exc()
+    say_error(ClipcliError("this is a bug in clipcli: please report it with the lines above"))
+    return ExitCode.FAILED
 
 
 def _defaults(args: list[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Each is an `Annotated` type, so that a command's signature is its list of option
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,15 +18,22 @@ INPUT, CLASSIFIER, OUTPUT, SPEED, TALK = "Input", "Classifier", "Output", "Speed
 WORDS = ("labels", "label", "prompts", "classifier")
 
 
+def came_from(context: typer.Context, name: str | None, source: str) -> bool:
+    """Whether an option's value was typed (COMMANDLINE), or comes from ENVIRONMENT or from a file (DEFAULT_MAP)."""
+    found = context.get_parameter_source(name or "")
+    return found is not None and found.name == source
+
+
 def _unless_typed(context: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
     """Nothing, where a settings file has words of one kind and words of another kind were typed in their place."""
+    replaced = any(came_from(context, name, "COMMANDLINE") for name in WORDS if name != param.name)
+    return None if replaced and came_from(context, param.name, "DEFAULT_MAP") else value
 
-    def came_from(name: str | None, source: str) -> bool:
-        found = context.get_parameter_source(name or "")
-        return found is not None and found.name == source
 
-    replaced = any(came_from(name, "COMMANDLINE") for name in WORDS if name != param.name)
-    return None if replaced and came_from(param.name, "DEFAULT_MAP") else value
+def _whole_variable(context: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+    """One value from the environment, which Typer would take apart at its blanks: a literal has some."""
+    from_environment = came_from(context, param.name, "ENVIRONMENT")
+    return [os.environ["CLIPCLI_TEMPLATES"]] if from_environment else value
 
 
 # ---- Input
@@ -33,7 +41,7 @@ def _unless_typed(context: typer.Context, param: typer.CallbackParam, value: Any
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[INPUT]...",
+        metavar="INPUT",
         help="Pictures, folders, or - for one picture's bytes on stdin. Without any, stdin is a list of paths.",
         show_default=False,
     ),
@@ -135,6 +143,7 @@ Templates = Annotated[
         "-t",
         metavar="SET",
         envvar="CLIPCLI_TEMPLATES",
+        callback=_whole_variable,
         autocompletion=complete.templates,
         help='Template set, file, or literal such as "a photo of a <>." (repeatable). Default: imagenet7.',
         rich_help_panel=CLASSIFIER,
@@ -231,6 +240,7 @@ BatchSize = Annotated[
         "-b",
         metavar="N",
         min=1,
+        max=65_536,
         envvar="CLIPCLI_BATCH_SIZE",
         help="Pictures a batch. Default: by device.",
         rich_help_panel=SPEED,
@@ -243,6 +253,7 @@ Workers = Annotated[
         "-j",
         metavar="N",
         min=1,
+        max=1024,
         envvar="CLIPCLI_WORKERS",
         help="Threads that decode pictures. Default: one a CPU.",
         rich_help_panel=SPEED,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from clipcli.model.device import Precision
     from clipcli.weights.fetch import Located
     from clipcli.weights.model import Model
-    from clipcli.zeroshot.classifier import Built
+    from clipcli.zeroshot.classifier import Built, Classifier
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,13 @@ class Words:
 
     def expanded(self) -> list[Template]:
         """The templates, expanded; none where whole prompts are given."""
+        return [] if self.prompts else self.read_templates()
+
+    def read_templates(self) -> list[Template]:
+        """The templates, expanded."""
         from clipcli.zeroshot import templates
 
-        return [] if self.prompts else templates.read(self.sets)
+        return templates.read(self.sets)
 
     @property
     def sets(self) -> list[str]:
@@ -110,13 +114,22 @@ class Words:
 
         return list(self.templates or [DEFAULT])
 
-    def build(self, model: Model, labels: list[Label], templates: list[Template], talk: Talk) -> Built:
+    def build(
+        self,
+        model: Model,
+        labels: list[Label],
+        templates: Sequence[Template],
+        talk: Talk,
+        extend: Classifier | None = None,
+    ) -> Built:
         """The classifier, made or found."""
-        from clipcli.zeroshot.classifier import build
+        from clipcli.tasks.build import make
 
+        sets = " ".join(self.sets) if templates else ""
         with talk.working("encoding prompts") as tick:
-            sets = " ".join(self.sets) if templates else ""
-            return build(model, labels, templates, template_set=sets, truncate=self.truncate, progress=tick)
+            return make(
+                model, labels, templates, template_set=sets, truncate=self.truncate, extend=extend, progress=tick
+            )
 
 
 def describe(built: Built) -> str:

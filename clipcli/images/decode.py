@@ -5,7 +5,11 @@ it never ends the run. `auto` is what a person would see, in RGB: EXIF orientati
 white, 16 bits scaled to 8, colours of an embedded ICC profile in sRGB, the first of several frames.
 `reference` is the picture as Pillow opens it, for `transform` to treat as the original code did.
 Only formats that Pillow decodes by itself are tried: no Ghostscript, no other program is ever started.
-It resizes nothing (`transform`) and knows no threads (`stream`), but may be called from many.
+It resizes nothing (`transform`) and knows no threads (`stream`), but may be called from many: what a big picture
+takes is announced through `take` before it is taken.
+
+One thing gets past us: of a damaged TIFF, libtiff writes a line to file descriptor 2 by itself, even under `-q`.
+Pillow lets nobody turn that off, and turning the descriptor away would silence other threads, too.
 """
 
 from __future__ import annotations
@@ -13,31 +17,34 @@ from __future__ import annotations
 import re
 import stat
 import warnings
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from clipcli.images.budget import BIG, Take, unlimited
 from clipcli.images.find import HEAD, no_source, not_a_file, sniff
 from clipcli.records import Failure, FailureKind, Source
 
 Pixels = Literal["auto", "reference"]
 
-MAX_PIXELS = 250_000_000  # 1 GB once decoded; the largest cameras of telephones have 200 million
+MAX_PIXELS = 250_000_000  # 1 GB once decoded, whatever the mode; the largest telephones' cameras have 200 million
 MAX_BYTES = 1 << 30
+MAX_MEMORY = 8 * MAX_PIXELS  # a picture takes 4 bytes a pixel at most, and as much again when it is converted
+STRIP = 1 << 20  # pixels that are converted at a time
 _PILLOW_LIMIT = 1024**3 // 4 // 3  # what MAX_IMAGE_PIXELS is unless somebody set it
 
 # The common ones first: Pillow imports the others' plugins only when none of these fits.
 _COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
 _RARER = ("WEBP", "TIFF", "AVIF", "JPEG2000", "ICO", "CUR", "ICNS", "PSD", "QOI", "DDS", "PCX", "SGI", "XBM", "XPM")
-_PLUGINS = {  # formats that need a package of their own: (Pillow's name, module, package)
-    "heic": ("HEIF", "pillow_heif", "pillow-heif"),
-    "jxl": ("JXL", "pillow_jxl", "pillow-jxl-plugin"),
-}
+_PLUGINS = {"heic": ("HEIF", "pillow_heif"), "jxl": ("JXL", "pillow_jxl")}  # extras: (Pillow's name, module)
+_HUNGRY = ("WEBP", "AVIF", "JPEG2000", "HEIF", "JXL")  # their decoders hold the picture several times
 _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as `warnings.filterwarnings` writes it
 _ORIENTATION = 0x0112
 _T = Image.Transpose
@@ -45,13 +52,13 @@ _UPRIGHT = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _
 _UPRIGHT |= {6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90}
 
 
-def open_picture(source: Source, policy: Pixels = "auto") -> Image.Image | Failure:
+def open_picture(source: Source, policy: Pixels = "auto", take: Take = unlimited) -> Image.Image | Failure:
     """The picture, loaded: RGB under `auto`, of its own mode under `reference`. Bad data raise nothing."""
-    data = read_bytes(source)
-    return data if isinstance(data, Failure) else decode(source.path, data, policy)
+    data = read_bytes(source, take)
+    return data if isinstance(data, Failure) else decode(source.path, data, policy, take)
 
 
-def read_bytes(source: Source) -> bytes | Failure:
+def read_bytes(source: Source, take: Take = unlimited) -> bytes | Failure:
     """All bytes of the picture's file. Read at once: a file that changes or vanishes later does no harm."""
     if source.data is not None:
         return source.data
@@ -61,13 +68,15 @@ def read_bytes(source: Source) -> bytes | Failure:
             return not_a_file(source.path, status.st_mode)
         if status.st_size > MAX_BYTES:
             return Failure(source.path, FailureKind.TOO_LARGE, f"the file has more than {MAX_BYTES >> 30} GiB")
+        if status.st_size >= BIG:
+            take(MAX_MEMORY)  # its pixels are not known yet
         with Path(source.path).open("rb") as file:
             return file.read(max(status.st_size, 1 << 16))  # a bound, in case it grows without end
     except (OSError, ValueError) as error:
         return no_source(source.path, error)
 
 
-def decode(path: str, data: bytes, policy: Pixels = "auto") -> Image.Image | Failure:
+def decode(path: str, data: bytes, policy: Pixels = "auto", take: Take = unlimited) -> Image.Image | Failure:
     """The picture that `data` holds; `path` names it in a failure, and tells a TGA: it has no signature."""
     if not data:
         return Failure(path, FailureKind.NOT_A_PICTURE, "the file is empty")
@@ -75,9 +84,9 @@ def decode(path: str, data: bytes, policy: Pixels = "auto") -> Image.Image | Fai
     name = sniff(data[:HEAD])
     formats: tuple[str, ...] = _COMMON + _RARER
     if name in _PLUGINS:
-        plugin, module, package = _PLUGINS[name]
+        plugin, module = _PLUGINS[name]
         if not _has_plugin(plugin, module):
-            return Failure(path, FailureKind.UNSUPPORTED, f"reading {name} needs the package {package}")
+            return Failure(path, FailureKind.UNSUPPORTED, f'reading {name} needs more: pip install "clipcli[{name}]"')
         formats = (plugin,)
     elif name is None and path.lower().endswith(".tga"):
         formats = ("TGA",)
@@ -85,6 +94,7 @@ def decode(path: str, data: bytes, policy: Pixels = "auto") -> Image.Image | Fai
         with Image.open(BytesIO(data), formats=formats) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 return Failure(path, FailureKind.TOO_LARGE, f"{picture.width} x {picture.height} pixels are too many")
+            take(_memory(picture, data))
             picture.load()
             turn = _orientation(picture)
     except Exception as error:  # hostile bytes make Pillow's plugins raise almost anything, and are data to us
@@ -98,6 +108,13 @@ def decode(path: str, data: bytes, policy: Pixels = "auto") -> Image.Image | Fai
         return Failure(path, FailureKind.TOO_LARGE, "not enough memory for its pixels")
     except ValueError:  # so Pillow says that there is no conversion
         return Failure(path, FailureKind.UNSUPPORTED, f"pixels of mode {picture.mode} can't be made RGB")
+
+
+def _memory(picture: Image.Image, data: bytes) -> int:
+    """About the bytes that decoding and converting will take, by the header."""
+    if picture.format in ("ICO", "ICNS"):  # it holds other pictures, whose sizes nobody has looked at yet
+        return 1000 * len(data)
+    return picture.width * picture.height * (20 if picture.format in _HUNGRY else 8)
 
 
 def _failure(path: str, data: bytes, name: str | None, error: Exception) -> Failure:
@@ -177,49 +194,84 @@ def _orientation(picture: Image.Image) -> Image.Transpose | None:
 
 
 def _to_rgb(picture: Image.Image, turn: Image.Transpose | None) -> Image.Image:
-    """RGB as a person would see it: in sRGB, on white, upright."""
-    profile = picture.info.get("icc_profile")
-    alpha: Image.Image | None = None
-    if picture.mode.startswith(("I", "F")):
-        picture = _to_eight_bits(picture)
-    elif picture.mode in ("LA", "La"):
-        picture, alpha = picture.convert("LA").split()
-    elif picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture, alpha = picture.convert("RGB"), picture.getchannel("A")
-    elif picture.mode not in ("RGB", "L", "CMYK"):  # those may have a profile of their own colour space
-        picture = picture.convert("RGB")
-    if isinstance(profile, bytes) and (transform := _to_srgb(profile, picture.mode)):
-        picture = cast(Image.Image, ImageCms.applyTransform(picture, transform))
-    if picture.mode != "RGB":
-        picture = picture.convert("RGB")
-    if alpha:
-        white = Image.new("RGB", picture.size, "white")
-        white.paste(picture, mask=alpha)
-        picture = white
+    """RGB as a person would see it: in sRGB, on white, upright. `picture` is used up."""
+    if picture.mode != "RGB" or picture.has_transparency_data or _way_to_srgb(picture):
+        levels = _levels(picture) if picture.mode in ("I", "F") else (0, 65535)
+        rgb = Image.new("RGB", picture.size)
+        for box in _strips(picture.size):  # what lies between is as large as a strip, not as the picture
+            rgb.paste(_seen(picture.crop(box), levels), box)
+        picture.close()
+        picture = rgb
     return picture.transpose(turn) if turn is not None else picture
 
 
-def _to_eight_bits(picture: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits, or of floats, as mode L.
+def _strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of about `STRIP` pixels that make up the whole, cut across its long side."""
+    width, height = size
+    step = max(1, STRIP // min(size))
+    for start in range(0, max(size), step):
+        if width > height:
+            yield start, 0, min(start + step, width), height
+        else:
+            yield 0, start, width, min(start + step, height)
+
+
+def _seen(strip: Image.Image, levels: tuple[float, float]) -> Image.Image:
+    """A part of a picture as RGB, on white."""
+    alpha: Image.Image | None = None
+    if strip.mode.startswith(("I", "F")):
+        strip = _to_eight_bits(strip, *levels)
+    elif strip.mode in ("LA", "La"):
+        strip, alpha = strip.convert("LA").split()
+    elif strip.has_transparency_data:
+        strip = strip.convert("RGBA")
+        strip, alpha = strip.convert("RGB"), strip.getchannel("A")
+    elif strip.mode not in ("RGB", "L", "CMYK"):  # those may have a profile of their own colour space
+        strip = strip.convert("RGB")
+    if way := _way_to_srgb(strip):
+        strip = cast(Image.Image, ImageCms.applyTransform(strip, way))
+    if strip.mode != "RGB":
+        strip = strip.convert("RGB")
+    if alpha:
+        white = Image.new("RGB", strip.size, "white")
+        white.paste(strip, mask=alpha)
+        strip = white
+    return strip
+
+
+def _numbers(strip: Image.Image) -> npt.NDArray[Any]:
+    values = np.asarray(strip)
+    return np.nan_to_num(values, posinf=0.0, neginf=0.0) if strip.mode == "F" else values
+
+
+def _levels(picture: Image.Image) -> tuple[float, float]:
+    """The least and the greatest value. What is not finite counts as 0."""
+    strips = (_numbers(picture.crop(box)) for box in _strips(picture.size))
+    lows, highs = zip(*((strip.min().item(), strip.max().item()) for strip in strips), strict=True)
+    return min(lows), max(highs)
+
+
+def _to_eight_bits(strip: Image.Image, low: float, high: float) -> Image.Image:
+    """Grey of 16 or 32 bits, or of floats, as mode L; `low` and `high` are those of the whole picture.
 
     16 bits: v / 257, rounded; also mode I where its values fit (a PGM). Floats from 0 to 1: v * 255, rounded.
-    Any other range has no agreed black and white: it is stretched from its least to its greatest value. What is
-    not finite counts as 0.
+    Any other range has no agreed black and white: it is stretched from its least to its greatest value.
     """
-    values = np.asarray(picture)
-    if picture.mode == "F":
-        values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
-    low, high = values.min().item(), values.max().item()
-    if picture.mode != "F" and low >= 0 and high <= 65535:
+    values = _numbers(strip)
+    if strip.mode != "F" and low >= 0 and high <= 65535:
         values = values.astype(np.uint16)
         eight = (values // 257 + (values % 257 > 128)).astype(np.uint8)
-        if isinstance(key := picture.info.get("transparency"), int):  # the grey that stands for "see-through"
+        if isinstance(key := strip.info.get("transparency"), int):  # the grey that stands for "see-through"
             eight[values == key] = 255
         return Image.fromarray(eight)
-    if picture.mode != "F" or low < 0 or high > 1:
+    if strip.mode != "F" or low < 0 or high > 1:
         values = np.subtract(values, low, dtype=np.float64) / max(high - low, 1e-30)
     return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+
+
+def _way_to_srgb(picture: Image.Image) -> ImageCms.ImageCmsTransform | None:
+    profile = picture.info.get("icc_profile")
+    return _to_srgb(profile, picture.mode) if isinstance(profile, bytes) else None
 
 
 @lru_cache(maxsize=8)

@@ -8,10 +8,12 @@ its signature; only regular files are opened, since opening a FIFO would wait fo
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import stat
 import time
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -85,9 +87,10 @@ class Walk:
     A name among the inputs always yields: a `Source` for a file, whatever it holds, else a `Failure`. A folder
     yields what lies in it, depth first, each folder's entries sorted by the bytes of their names: hidden ones
     are skipped, links to files followed, links to folders only with `follow` (each folder is then entered once).
-    A picture is known by its signature, or by its ending when it is broken. `include` and `exclude` are globs
-    that see an entry's name and its path below the input; `exclude` prunes folders too. With `folders=False` a
-    folder among the inputs is a Failure: a list made by `find` names a folder and all its files besides.
+    A picture is known by its signature, or by its ending when it is broken (or a pipe, say); what may be a folder
+    and can't be looked at is a Failure. `include` and `exclude` are globs that see an entry's name and its path
+    below the input; `exclude` prunes folders too. With `folders=False` a folder among the inputs is a Failure: a
+    list made by `find` names a folder and all its files besides.
     """
 
     inputs: Iterable[str]
@@ -116,14 +119,17 @@ class Walk:
         waiting = [("", top)]  # (path below `top`, path), the next one last: no recursion, however deep
         while waiting:
             below, path = waiting.pop()
-            if below and not (os.path.isdir(path) and (self.follow or not os.path.islink(path))):
-                yield from self._file(path, below)
-                continue
             try:
-                status = os.stat(path)
+                status = os.stat(path) if self.follow or not below else os.lstat(path)
+                if not stat.S_ISDIR(status.st_mode):
+                    yield from self._file(path, below)
+                    continue
                 names = sorted(os.listdir(os.fsencode(path)), reverse=True)
             except OSError as error:
-                yield no_source(path, error)
+                if below and _leads_nowhere(error):
+                    yield from self._file(path, below)
+                else:  # a folder, or perhaps one: nobody can say what pictures are lost
+                    yield no_source(path, error)
                 continue
             if (status.st_dev, status.st_ino) in entered:  # reached by a link, perhaps from within itself
                 continue
@@ -138,23 +144,34 @@ class Walk:
             return
         by_name = named_like_a_picture(path)
         try:
-            regular = stat.S_ISREG(os.stat(path).st_mode)
-            if regular and (by_name or _holds_a_picture(path)):
+            mode = os.stat(path).st_mode
+            if stat.S_ISREG(mode) and (by_name or _holds_a_picture(path)):
                 yield Source(path)
                 return
+            failure = None if stat.S_ISDIR(mode) else not_a_file(path, mode)
         except OSError as error:
-            if by_name:
-                yield no_source(path, error)
-                return
-        self.passed_over += 1
+            failure = no_source(path, error)
+        if by_name and failure:
+            yield failure
+        else:
+            self.passed_over += 1
 
 
 def read_list(stream: BinaryIO, null: bool) -> Iterator[str]:
     """The names in a list, each as soon as it has come; separated by newlines, or by NUL bytes with `null`.
 
-    Names are bytes: nothing is stripped, not even a carriage return; empty ones are skipped. Nothing may have
-    been read from `stream` before. Raises UsageError where it is a picture, or no list of this kind.
+    Names are bytes: nothing is stripped, not even a carriage return, but for the mark with which some editors
+    begin a text in UTF-8, unless there is a file of that name; empty ones are skipped. Nothing may have been
+    read from `stream` before. Raises UsageError where it is a picture, or no list of this kind.
     """
+    for number, name in enumerate(_entries(stream, null)):
+        if not (number or null or os.path.lexists(name)):
+            name = name.removeprefix(BOM_UTF8)
+        if name:
+            yield os.fsdecode(name)
+
+
+def _entries(stream: BinaryIO, null: bool) -> Iterator[bytes]:
     # A raw stream hands over what is there instead of waiting for a full buffer, and takes no lock that a
     # thread left behind in a read would still hold when the interpreter ends.
     read: Callable[[int], bytes | None] = getattr(stream, "raw", stream).read
@@ -169,11 +186,10 @@ def read_list(stream: BinaryIO, null: bool) -> Iterator[str]:
             raise UsageError("the list of paths holds NUL bytes", hint="give -0 if they separate the names")
         start = False
         *names, rest = (rest + chunk).split(b"\0" if null else b"\n")
-        yield from (os.fsdecode(name) for name in names if name)
+        yield from names
         if len(rest) > LONGEST_NAME:
             raise UsageError("the list of paths has an entry that is no path", hint="give one path a line")
-    if rest:
-        yield os.fsdecode(rest)
+    yield rest
 
 
 def check_inputs(inputs: Iterable[str]) -> None:
@@ -192,6 +208,11 @@ def _what_is_there(name: str) -> str:
     if near:
         return f"did you mean {os.path.join(folder, near[0])}?"
     return f"the folder {folder or os.getcwd()} holds nothing of that name"
+
+
+def _leads_nowhere(error: OSError) -> bool:
+    """Whether a link is dead, or its entry gone since the folder was read."""
+    return isinstance(error, (FileNotFoundError, NotADirectoryError)) or error.errno == errno.ELOOP
 
 
 def _matches(below: str, globs: Sequence[str]) -> bool:

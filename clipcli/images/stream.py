@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from clipcli.images.decode import Pixels, open_picture
+from clipcli.images.budget import Budget
+from clipcli.images.decode import MAX_MEMORY, Pixels, open_picture
 from clipcli.images.transform import Crop, transform
 from clipcli.model.config import Preprocess
 from clipcli.records import Failure, FailureKind, Source
@@ -51,16 +52,21 @@ def default_workers() -> int:
 
 
 def make_prepare(preprocess: Preprocess, size: int, pixels: Pixels = "auto", crop: Crop = "model") -> Prepare:
-    """What `batches` does with a picture: open it, make it uint8 [3, size, size]. Many threads may call it."""
+    """What `batches` does with a picture: open it, make it uint8 [3, size, size]. Many threads may call it.
+
+    Big pictures take turns: together they have as much memory as the largest needs by itself.
+    """
+    budget = Budget(MAX_MEMORY)
 
     def prepare(source: Source) -> Square | Failure:
-        picture = open_picture(source, pixels)
-        if isinstance(picture, Failure):
-            return picture
-        try:
-            return transform(picture, preprocess, size, pixels=pixels, crop=crop)
-        except MemoryError:
-            return Failure(source.path, FailureKind.TOO_LARGE, "not enough memory to resize it")
+        with budget.share() as take:
+            picture = open_picture(source, pixels, take)
+            if isinstance(picture, Failure):
+                return picture
+            try:
+                return transform(picture, preprocess, size, pixels=pixels, crop=crop)
+            except MemoryError:
+                return Failure(source.path, FailureKind.TOO_LARGE, "not enough memory to resize it")
 
     return prepare
 

@@ -39,18 +39,20 @@ def transform(
     `crop` is the model's own way or another: `center` (shortest side to `size`, the middle of the long one),
     `squash` (both sides to `size`) or `pad` (longest side to `size`, the rest filled: with the model's mean
     colour, which is zero to it, or with black where padding is the model's own way, and under `reference`).
-    Of a picture some 300 times as long as wide, only the middle is resized: that may differ by 1 from cutting
-    it out of the whole.
+    Of a picture some 300 times as long as wide, only the middle is resized, and one so high that is squashed
+    shrinks before it widens: that may differ by 1 from what the original code does.
     """
     mode = preprocess.resize_mode if crop == "model" else _RESIZE_MODES[crop]
     resample = _FILTERS[preprocess.interpolation]
     if mode == "squash":
+        if picture.width < size and size * picture.height > MAX_RESIZED:  # Pillow widens first
+            picture = picture.resize((picture.width, size), resample)
         picture = picture.resize((size, size), resample)
     elif mode == "shortest":
         picture = _shortest(picture, size, resample)
     else:
         own = pixels == "reference" or preprocess.resize_mode == "longest"
-        mean = tuple(round(255 * value) for value in preprocess.mean)
+        mean = tuple(round(min(255.0, max(0.0, 255 * value))) for value in preprocess.mean)
         picture = _longest(picture, size, resample, None if own else mean)
     rgb = np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
     return np.ascontiguousarray(rgb.transpose(2, 0, 1))

@@ -34,11 +34,6 @@ class Placement:
         """The dtype of weights and activations."""
         return DTYPES[self.precision]
 
-    @property
-    def arithmetic(self) -> str:
-        """Runtime and precision: numbers made in the same arithmetic may be kept under the same key."""
-        return f"torch-{self.precision}"
-
     def __str__(self) -> str:
         name = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
         return f"{self.device}{name}, {self.precision}"

@@ -8,10 +8,9 @@ files, closed pipes, colour on or off and exit codes are the caller's.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO
 
 from clipcli.errors import UsageError
 from clipcli.records import Candidate, Prediction, Row
@@ -26,19 +25,6 @@ class SinkOptions:
     color: bool = False  # table only
     width: int | None = None  # columns of the terminal, table only; None: ask the terminal
     labels: tuple[str, ...] = ()  # the candidates, for widths and numbers of columns; () where unknown
-
-
-class Sink(Protocol):
-    """Takes rows, writes them."""
-
-    def write(self, row: Row) -> None:
-        """Write one row. Raises OSError as the stream does."""
-
-    def flush(self) -> None:
-        """Hand on what the stream still holds."""
-
-    def close(self) -> None:
-        """Finish the output after the last row; the stream stays open."""
 
 
 class LineSink:
@@ -86,8 +72,6 @@ class LineSink:
         return row.top[1 : self.top_k]
 
 
-SinkFactory = Callable[[BinaryIO, SinkOptions], Sink]
-
 # module:class, imported when chosen: the table alone needs rich
 FORMATS = {
     "table": "table:TableSink",
@@ -107,17 +91,17 @@ def encode(text: str) -> bytes:
 def format_for(path: str | None, is_terminal: bool) -> str:
     """The format that `auto` stands for: by the ending of `path`, and tsv for any that is unknown.
 
-    Without a path, or with `-` for stdout: a table on a terminal, tsv in a pipe.
+    Without a path: a table on a terminal, tsv in a pipe.
     """
-    if path is None or path == "-":
+    if path is None:
         return "table" if is_terminal else "tsv"
     return next((name for ending, name in ENDINGS.items() if path.lower().endswith(ending)), "tsv")
 
 
-def open_sink(format: str, stream: BinaryIO, options: SinkOptions) -> Sink:
+def open_sink(format: str, stream: BinaryIO, options: SinkOptions) -> LineSink:
     """A sink that writes `format` to `stream`. Raises UsageError for a name that isn't in FORMATS."""
     if format not in FORMATS:
         raise UsageError(f"there is no format `{format}`", hint=f"choose one of {', '.join(FORMATS)}")
     module, _, name = FORMATS[format].partition(":")
-    factory = cast(SinkFactory, getattr(import_module(f"clipcli.output.{module}"), name))
-    return factory(stream, options)
+    sink: LineSink = getattr(import_module(f"clipcli.output.{module}"), name)(stream, options)
+    return sink

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,12 @@ class ClassifyOptions:
     workers: int | None = None  # decoding threads; None: one a CPU
     flush_after: float | None = None  # seconds of silent input after which a partial batch goes through
 
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise UsageError(f"the temperature is {self.temperature}", hint="it is a finite number above 0")
+        if not self.unknown_label.strip():
+            raise UsageError("the label of rows that abstain is empty", hint="give a name: --unknown-label NAME")
+
 
 Input = str | os.PathLike[str] | Source | Failure
 
@@ -57,29 +63,28 @@ def classify(
     `background` holds further labels of the same model for the softmax; where one of them wins, the row abstains.
     Raises ClassifierError (another model's classifier), LabelError, UsageError before the first row.
     """
-    options = settle(options or ClassifyOptions(), model)
+    options = options or ClassifyOptions()
     ranking = Ranking(classifier, background, options)
     for part in filter(None, (classifier, background)):
         part.check_model(model)
     return _rows(inputs, ranking, model, options)
 
 
-def settle(options: ClassifyOptions, model: Model) -> ClassifyOptions:
-    """`options` with batch size and workers chosen where they are left open."""
+def speed(options: ClassifyOptions, model: Model) -> tuple[int, int]:
+    """Batch size and decoding threads of a run: what was asked for, else what suits the device."""
     size = 128 if model.placement.device.type == "cuda" else 16
-    return replace(options, batch_size=options.batch_size or size, workers=options.workers or default_workers())
+    return options.batch_size or size, options.workers or default_workers()
 
 
-def _rows(
-    inputs: Input | Iterable[Input], ranking: Ranking, model: Model, options: ClassifyOptions
-) -> Iterator[Row]:
+def _rows(inputs: Input | Iterable[Input], ranking: Ranking, model: Model, options: ClassifyOptions) -> Iterator[Row]:
     model.read_image_tower()  # while a list that is still growing has not named its first picture
     size = model.config.vision.image_size
+    batch_size, workers = speed(options, model)
     stream = batches(
         _sources(inputs),
         make_prepare(model.config.preprocess, size, pixels=options.pixels, crop=options.crop),
-        batch_size=options.batch_size or 1,
-        workers=options.workers or 1,
+        batch_size=batch_size,
+        workers=workers,
         flush_after=options.flush_after,
     )
     for batch in stream:
@@ -110,8 +115,6 @@ def check_names(names: tuple[str, ...], background: tuple[str, ...], unknown_lab
     for name in background:
         if name in names:
             raise LabelError(f'label "{name}" stands among the labels and in the background', hint="take one out")
-    if not unknown_label.strip():
-        raise UsageError("the label of rows that abstain is empty", hint="give a name: --unknown-label NAME")
     if unknown_label in names + background:
         raise LabelError(
             f'the label "{unknown_label}" is also that of rows that abstain',
@@ -125,8 +128,6 @@ class Ranking:
     def __init__(self, classifier: Classifier, background: Classifier | None, options: ClassifyOptions) -> None:
         others = background.names if background else ()
         check_names(classifier.names, others, options.unknown_label)
-        if not 0 < options.temperature < math.inf:
-            raise UsageError(f"the temperature is {options.temperature}", hint="it is a finite number above 0")
         self.options = options
         self.names = classifier.names + others
         self.foreground = len(classifier.names)
@@ -134,6 +135,8 @@ class Ranking:
             classifier.weight if background is None else np.concatenate([classifier.weight, background.weight])
         )
         self.scale = classifier.logit_scale / options.temperature
+        if not math.isfinite(self.scale):
+            raise UsageError(f"the temperature {options.temperature} is too small", hint="take one near 1")
 
     def decide(self, path: str, embedding: NDArray[np.float32]) -> Row:
         """The row of one picture, from its unit embedding [dim]."""

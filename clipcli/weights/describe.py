@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipcli.model.config import ClipConfig, ViTConfig
 from clipcli.weights import catalog, open_clip, transformers
@@ -17,7 +17,9 @@ from clipcli.weights.catalog import Entry, size_text
 from clipcli.weights.fetch import Located, here
 from clipcli.weights.fields import read_fields
 from clipcli.weights.hub_cache import PREPROCESSING, Wanted, storage
-from clipcli.weights.model import Model
+
+if TYPE_CHECKING:
+    from clipcli.weights.model import Model
 
 CATALOGUE, SHAPES, WEIGHTS, DISK = "the catalogue", "the tensors' shapes", "the weights", "the disk"
 DEFAULTS, OPTION = "not stated: the original's", "the command line"

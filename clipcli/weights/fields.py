@@ -7,13 +7,13 @@ means another architecture. Which fields there are is the readers' matter.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clipcli.errors import ModelError, NotPlainClip
+from clipcli.model.config import OPENAI_MEAN, OPENAI_STD
 
 PLAIN_CLIP = (
     "clipcli runs plain CLIP: the ViT and RN models of OpenAI, LAION, DataComp or DFN, "
@@ -45,20 +45,44 @@ class Fields:
             raise self.wrong(key, "a positive whole number")
         return value
 
-    def number(self, key: str, default: float) -> float:
-        """A positive number."""
+    def number(self, key: str, default: float, *, most: float) -> float:
+        """A positive number, at most `most`."""
         value = self.values.get(key, default)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
-            raise self.wrong(key, "a positive number")
+        if type(value) not in (int, float) or not 0 < value <= most:
+            raise self.wrong(key, f"a positive number up to {most:g}")
         return float(value)
 
-    def triple(self, key: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
-        """Three numbers, one a colour."""
+    def triple(
+        self, key: str, default: tuple[float, float, float], *, least: float, most: float
+    ) -> tuple[float, float, float]:
+        """Three numbers from `least` to `most`, one a colour."""
         value = self.values.get(key, default)
         numbers = value if isinstance(value, list | tuple) else ()
-        if len(numbers) != 3 or not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
-            raise self.wrong(key, "three numbers")
+        if len(numbers) != 3 or not all(type(n) in (int, float) and least <= n <= most for n in numbers):
+            raise self.wrong(key, f"three numbers from {least:g} to {most:g}")
         return (float(numbers[0]), float(numbers[1]), float(numbers[2]))
+
+    def mean(self, key: str) -> tuple[float, float, float]:
+        """What is taken from the colours, which are numbers from 0 to 1."""
+        return self.triple(key, OPENAI_MEAN, least=-10, most=10)
+
+    def std(self, key: str) -> tuple[float, float, float]:
+        """What the colours are divided by."""
+        return self.triple(key, OPENAI_STD, least=1e-3, most=10)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false, and no word for it; null is the default."""
+        value = self.values.get(key)
+        if not isinstance(value, bool | None):
+            raise self.wrong(key, "true or false")
+        return default if value is None else value
+
+    def choice(self, key: str, default: str, *others: str) -> str:
+        """The default or another of the words; null is the default."""
+        value = self.values.get(key)
+        if value is not None and value not in (default, *others):
+            raise self.wrong(key, " or ".join((default, *others)))
+        return value or default
 
     def divide(self, width: int, parts: int) -> int:
         """`width / parts`, for heads and their width: what one is, if the other is `parts`."""
@@ -77,7 +101,7 @@ class Fields:
                 continue
             if key not in allowed:
                 raise NotPlainClip(
-                    f"{self.path}: `{self.name(key)}` is not known to clipcli and may change the model",
+                    f"{self.path}: `{self.name(key[:40])}` is not known to clipcli and may change the model",
                     hint=PLAIN_CLIP,
                 )
             values = allowed[key]
@@ -87,13 +111,13 @@ class Fields:
     def foreign(self, key: str) -> NotPlainClip:
         """The error for a value that means another architecture."""
         return NotPlainClip(
-            f"{self.path}: `{self.name(key)}` is {_short(self.values.get(key))}: not a plain CLIP",
+            f"{self.path}: `{self.name(key)}` is {short(self.values.get(key))}: not a plain CLIP",
             hint=PLAIN_CLIP,
         )
 
     def wrong(self, key: str, expected: str) -> ModelError:
         """The error for a value of the wrong type or size."""
-        return ModelError(f"{self.path}: `{self.name(key)}` should be {expected}, not {_short(self.values.get(key))}")
+        return ModelError(f"{self.path}: `{self.name(key)}` should be {expected}, not {short(self.values.get(key))}")
 
     def name(self, key: str) -> str:
         """The dotted name of a field."""
@@ -116,6 +140,10 @@ def read_fields(path: Path) -> Fields:
     return Fields(path, "", values)
 
 
-def _short(value: object) -> str:
-    text = json.dumps(value)
+def short(value: object) -> str:
+    """A value as JSON, cut: it may be of any size and depth."""
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "too deep"
     return text if len(text) <= 40 else f"{text[:40]}…"

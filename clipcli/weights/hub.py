@@ -265,7 +265,8 @@ def _conversation(wanted: Wanted, progress: bool) -> Iterator[None]:
 
 class _Relay(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        log.warning("%s", " ".join(record.getMessage().split())[:160])
+        message = re.sub(r"https?://\S+", "…", record.getMessage())  # of a storage, and long
+        log.warning("%s", " ".join(message.split())[:200])
 
 
 def _explain(error: BaseException, wanted: Wanted) -> ClipcliError:
@@ -289,8 +290,9 @@ def _explain(error: BaseException, wanted: Wanted) -> ClipcliError:
         what = "no such model on the Hub" if catalog.find_repo(wanted.repo) else "neither a path here nor on the Hub"
         near = f"did you mean {' or '.join(catalog.near(name))}? " if catalog.near(name) else ""
         return ModelError(f"{name}: {what}", hint=f"{near}if it is private: `hf auth login`, or set HF_TOKEN")
-    if isinstance(error, HfHubHTTPError):
-        return _explain_status(error, wanted)
+    response = getattr(error, "response", None)
+    if response is not None:
+        return _explain_status(response, wanted)
     number = getattr(error, "errno", None)
     if number in (errno.ENOSPC, errno.EDQUOT):
         return _no_room(wanted, "it is full")
@@ -302,14 +304,14 @@ def _explain(error: BaseException, wanted: Wanted) -> ClipcliError:
         return ModelError(f"{name}: the server answers, but not as a Hub does", hint="check HF_ENDPOINT, and the proxy")
     if isinstance(error, OSError) and number is not None and not isinstance(error, ConnectionError):
         return ModelError(f"{name}: {error.filename}: {os.strerror(number).lower()}", hint=f"look at {hub_cache()}")
-    told = " ".join(str(error).split()) or type(error).__name__
+    told = re.sub(r"\[Errno -?\d+\] ", "", " ".join(str(error).split())) or type(error).__name__
     return ModelError(
         f"{name}: the Hub can't be reached ({told[:1].lower()}{told[1:160].rstrip('.')})", hint=_LOCAL_HINT
     )
 
 
-def _explain_status(error: HfHubHTTPError, wanted: Wanted) -> ModelError:
-    status, name = error.response.status_code, wanted.name
+def _explain_status(response: Any, wanted: Wanted) -> ModelError:
+    status, name = response.status_code, wanted.name
     if status == 401:
         return ModelError(
             f"{name}: the Hub refuses the token (401)", hint="it is wrong or expired: `hf auth login`, or set HF_TOKEN"
@@ -320,7 +322,7 @@ def _explain_status(error: HfHubHTTPError, wanted: Wanted) -> ModelError:
             hint="see its page; a token of yours may lack the right to read it",
         )
     if status == 429:
-        wait = error.response.headers.get("Retry-After", "")
+        wait = response.headers.get("Retry-After", "")
         return ModelError(
             f"{name}: too many requests for the Hub (429)",
             hint=f"wait {f'{wait} s' if wait.isdigit() else 'some minutes'}; with a token (HF_TOKEN) more are allowed",

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import stat
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ Part = Literal["image", "text"]
 Layout = Literal["open_clip", "transformers", "file"]
 _FINGERPRINT = "1"  # raise it when a fingerprint's meaning changes
 _IMAGE_PREFIX = "visual."
+MOST_SCALE = 1e4  # cosines are exact to 1e-5: beyond it scores are noise, and below 1 / MOST_SCALE all are equal
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,14 @@ class Checkpoint:
 
     @property
     def logit_scale(self) -> float:
-        """What cosines are multiplied by: `exp` of the stored number."""
-        return math.exp(float(self.arrays["logit_scale"]))
+        """What cosines are multiplied by: `exp` of the stored number. Raises ModelError if that makes no sense."""
+        stored = float(self.arrays["logit_scale"])
+        if not abs(stored) <= math.log(MOST_SCALE):
+            raise ModelError(
+                f"{self.path}: `logit_scale` is {stored:g}, but the logarithm of a scale (4.6 in most models) is meant",
+                hint="the weights are damaged, or of another program; download them again",
+            )
+        return math.exp(stored)
 
     def tower(self, part: Part) -> dict[str, Array]:
         """The arrays of one tower as stored (fp16, fp32), by the names within it: `visual.` is taken off."""
@@ -98,17 +107,17 @@ def load_checkpoint(
         raise UsageError(f"unknown activation {activation!r}", hint="it is quick_gelu or gelu")
     if head_width is not None and head_width < 1:
         raise UsageError(f"a head width of {head_width} makes no sense")
-    if path.is_dir():
+    kind = _kind(path)
+    if kind == stat.S_IFDIR:
         layout, read, weights = _layout(path)
         config, tensors, files = read(path, weights)
         _agree(path, config, activation, head_width)
-    elif path.is_file():
+    elif kind == stat.S_IFREG:
         layout, files = "file", (path,)
         config, tensors = openai.read(path, activation, head_width)
     else:
-        raise ModelError(
-            f"{path}: no such file or folder", hint="-m takes a folder with a checkpoint, or a weight file"
-        )
+        wrong = "neither a file nor a folder" if kind else "no such file or folder"
+        raise ModelError(f"{path}: {wrong}", hint="-m takes a folder with a checkpoint, or a weight file")
     return Checkpoint(
         name=path.resolve().stem if path.is_file() else path.resolve().name,
         path=path,
@@ -118,6 +127,19 @@ def load_checkpoint(
         files=files,
         vocabulary=vocabulary or find_vocabulary(path if path.is_dir() else path.parent),
     )
+
+
+def _kind(path: Path) -> int:
+    """What lies at `path`, one of `stat.S_IF…`; 0 if nothing does. Raises ModelError where that can't be seen."""
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+        if kind == stat.S_IFDIR and not os.access(path, os.R_OK | os.X_OK):
+            raise PermissionError
+    except PermissionError as error:
+        raise ModelError(f"{path}: permission denied", hint="ask its owner, or copy it to a place of yours") from error
+    except (OSError, ValueError):  # nothing there, or a name that no file can have
+        return 0
+    return kind
 
 
 Reader = Callable[[Path, Path], tuple[ClipConfig, dict[str, Tensor], tuple[Path, ...]]]
@@ -140,11 +162,13 @@ def _layout(folder: Path) -> tuple[Layout, Reader, Path]:
                 return layout, read, folder / name
         lacking = lacking or f"{folder}: {config} is there, but no weights ({names[0]})"
     entries = sorted(entry.name for entry in folder.iterdir())
-    bare = [name for name in entries if name.endswith((".safetensors", ".pt", ".bin"))]
+    bare = [folder / name for name in entries if name.endswith((".safetensors", ".pt", ".pth", ".bin"))]
+    bare = sorted((file for file in bare if file.is_file()), key=lambda file: -file.stat().st_size)
+    perhaps = ", perhaps the largest" if len(bare) > 1 else ""
     held = ", ".join(entries[:6]) + (", …" if len(entries) > 6 else "") if entries else "nothing"
     raise ModelError(
         lacking or f"{folder}: neither {open_clip.CONFIG} nor a CLIP's {transformers.CONFIG}; it holds {held}",
-        hint=f"give the weight file itself: {folder / bare[0]}"
+        hint=f"give the weight file itself{perhaps}: {bare[0]}"
         if bare
         else "a checkpoint is a configuration and weights in one folder; download both",
     )
@@ -171,7 +195,7 @@ def _complete(path: Path, config: ClipConfig, tensors: dict[str, Tensor]) -> dic
     expected = expected_shapes(config)
     problems = {
         "missing": [name for name in expected if name not in tensors],
-        "unexpected": [name for name in tensors if name not in expected and not _harmless(name)],
+        "unexpected": [name[:80] for name in tensors if name not in expected and not _harmless(name)],
         "misshaped": [
             f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
             for name, shape in expected.items()

@@ -7,7 +7,8 @@ run whose answers lie in the store reads no weights.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +35,7 @@ TOKENS_PER_BATCH = 1500  # more gains nothing on a CPU (two cores, ViT-B/32)
 Vectors = NDArray[np.float32]
 
 
-def load_model(  # noqa: PLR0913 - each says one thing that the checkpoint doesn't
+def load_model(
     model: str | Path | Located,
     *,
     device: str = "auto",
@@ -92,6 +93,17 @@ class Model:
 
         return place(*self._asked)
 
+    @property
+    def arithmetic(self) -> str:
+        """Runtime and precision: numbers made in the same arithmetic may be kept under the same key.
+
+        Known without torch where the device can't change it, so that a run whose answers are kept starts quickly.
+        """
+        device, precision = self._asked
+        if precision == "auto" and (device in ("cpu", "mps") or (device == "auto" and _cuda_is_ruled_out())):
+            precision = "fp32"
+        return f"torch-{self.placement.precision if precision == 'auto' else precision}"
+
     @cached_property
     def image_fingerprint(self) -> str:
         """The identity of the image tower with its preprocessing, whatever file it came in."""
@@ -114,16 +126,17 @@ class Model:
 
     @cached_property
     def vocabulary_digest(self) -> str:
-        """The identity of the vocabulary's files."""
-        digest = hashlib.blake2b(digest_size=16)
-        for file in files_of(self.vocabulary):
-            digest.update(file.read_bytes())
-        return digest.hexdigest()
+        """The identity of the vocabulary's files. Raises VocabularyError."""
+        return _digest(files_of(self.vocabulary))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The byte-level BPE of the text tower."""
-        return Tokenizer.from_file(self.vocabulary, self.config.text.vocab_size)
+        """The byte-level BPE of the text tower. Raises VocabularyError."""
+        digest = self.vocabulary_digest
+        tokenizer = Tokenizer.from_file(self.vocabulary, self.config.text.vocab_size)
+        if _digest(files_of(self.vocabulary)) != digest:  # what is kept under the digest must be made with its file
+            raise VocabularyError(f"{self.vocabulary}: changed while it was read", hint="it must be a regular file")
+        return tokenizer
 
     def read_image_tower(self) -> None:
         """Read the image tower now and not with the first batch."""
@@ -133,7 +146,7 @@ class Model:
         """Map pictures [B, 3, size, size] (uint8, RGB) to unit embeddings [B, embed_dim] (fp32)."""
         import torch
 
-        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             mean, std = self._mean_and_std
             batch = torch.from_numpy(pixels).to(self.placement.device)
             normalised = batch.float().div_(255).sub_(mean).div_(std)
@@ -176,6 +189,23 @@ class Model:
         preprocess, device = self.config.preprocess, self.placement.device
         mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (preprocess.mean, preprocess.std))
         return mean, std
+
+
+def _digest(files: Iterable[Path]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        try:
+            digest.update(file.read_bytes())
+        except OSError as error:
+            reason = (error.strerror or "can't be read").lower()
+            raise VocabularyError(f"{file}: {reason}", hint="name the vocabulary with --vocabulary FILE") from error
+    return digest.hexdigest()
+
+
+def _cuda_is_ruled_out() -> bool:
+    """Whether this is a Linux or a Mac without the device files that every CUDA, ROCm or WSL driver makes."""
+    drivers = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+    return sys.platform in ("linux", "darwin") and not any(Path(file).exists() for file in drivers)
 
 
 def _unit(x: Tensor) -> Vectors:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipcli.model.config import (
-    OPENAI_MEAN,
-    OPENAI_STD,
     Activation,
     ClipConfig,
     Preprocess,
@@ -22,7 +20,9 @@ from clipcli.model.config import (
     ViTConfig,
 )
 from clipcli.weights.fields import Fields, read_fields
-from clipcli.weights.tensors import Tensor, read_tensors
+
+if TYPE_CHECKING:
+    from clipcli.weights.tensors import Tensor
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = (
@@ -100,6 +100,8 @@ _PREPROCESS: Allowed = {"mode": ("RGB",), "fill_color": (0,)}
 
 def read(folder: Path, weights: Path) -> tuple[ClipConfig, dict[str, Tensor], tuple[Path, ...]]:
     """Configuration, tensors and weight files of `folder`. Raises ModelError, NotPlainClip, UnsafeFile."""
+    from clipcli.weights.tensors import read_tensors  # numpy: a configuration is read without
+
     return read_config(folder), read_tensors(weights), (weights,)
 
 
@@ -114,7 +116,7 @@ def read_config(folder: Path) -> ClipConfig:
     vision.only(_VISION, ("image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"))
     text.only(_TEXT, ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"))
     model.only(_MODEL, ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg"))
-    activation: Activation = "quick_gelu" if model.values.get("quick_gelu") else "gelu"
+    activation: Activation = "quick_gelu" if model.flag("quick_gelu", False) else "gelu"
     config = _vision(vision, activation)
     return ClipConfig(
         embed_dim=model.integer("embed_dim", 0),
@@ -141,7 +143,7 @@ def _vision(fields: Fields, activation: Activation) -> ViTConfig | ResNetConfig:
         width=width,
         layers=fields.integer("layers", 12, most=1000),
         heads=fields.divide(width, head_width),
-        mlp_width=int(width * fields.number("mlp_ratio", 4.0)),
+        mlp_width=int(width * fields.number("mlp_ratio", 4.0, most=100)),
         activation=activation,
     )
 
@@ -155,7 +157,7 @@ def _text(fields: Fields, activation: Activation) -> TextConfig:
         width=width,
         layers=fields.integer("layers", 12, most=1000),
         heads=heads,
-        mlp_width=int(width * fields.number("mlp_ratio", 4.0)),
+        mlp_width=int(width * fields.number("mlp_ratio", 4.0, most=100)),
         activation=activation,
     )
 
@@ -164,15 +166,11 @@ def _preprocess(fields: Fields, image_size: int) -> Preprocess:
     fields.only(_PREPROCESS, ("mean", "std", "interpolation", "resize_mode", "size"))
     if fields.values.get("size") not in (None, image_size, [image_size, image_size]):
         raise fields.wrong("size", f"the model's {image_size}")
-    mode: Any = fields.values.get("resize_mode") or "shortest"
-    interpolation: Any = fields.values.get("interpolation") or "bicubic"
-    if mode not in ("shortest", "longest", "squash"):
-        raise fields.wrong("resize_mode", "shortest, longest or squash")
-    if interpolation not in ("bicubic", "bilinear"):
-        raise fields.wrong("interpolation", "bicubic or bilinear")
+    mode: Any = fields.choice("resize_mode", "shortest", "longest", "squash")
+    interpolation: Any = fields.choice("interpolation", "bicubic", "bilinear")
     return Preprocess(
-        mean=fields.triple("mean", OPENAI_MEAN),
-        std=fields.triple("std", OPENAI_STD),
+        mean=fields.mean("mean"),
+        std=fields.std("std"),
         resize_mode=mode,
         interpolation=interpolation,
     )

@@ -19,7 +19,7 @@ from clipcli.model.config import (
     TextConfig,
     ViTConfig,
 )
-from clipcli.weights import transformers
+from clipcli.weights import open_clip, transformers
 from clipcli.weights.fields import PLAIN_CLIP
 from clipcli.weights.tensors import Tensor, read_tensors
 
@@ -51,9 +51,14 @@ def read(path: Path, activation: Activation | None, head_width: int | None) -> t
     if len(told) == len(SCALARS):
         activation, head_width = activation or "quick_gelu", head_width or 64
     if activation is None:
+        configured = any(
+            path.name in x.WEIGHTS and (path.parent / x.CONFIG).is_file() for x in (open_clip, transformers)
+        )
         raise ModelError(
             f"{path}: bare weights don't tell the activation, and the wrong one costs accuracy silently",
-            hint="give --activation quick_gelu (OpenAI, DFN, MetaCLIP) or gelu (LAION, DataComp)",
+            hint=f"give the folder {path.parent}, whose configuration tells it"
+            if configured
+            else "give --activation quick_gelu (OpenAI, DFN, MetaCLIP) or gelu (LAION, DataComp)",
         )
     config = _Shapes(path, tensors).config(activation, head_width)
     seen = (config.vision.image_size, config.text.context_length, config.text.vocab_size)

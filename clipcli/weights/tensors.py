@@ -21,6 +21,7 @@ from clipcli.model.config import Shape
 
 FLOATING = {"F16", "BF16", "F32", "F64"}
 _NUMPY = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}  # all that is ever read
+_LFS = b"version https:/"
 
 Array = NDArray[Any]
 
@@ -64,8 +65,8 @@ class Arrays(Mapping[str, Array]):
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` file, a state dict saved by torch, or a TorchScript archive.
 
-    The content decides, not the ending. Raises ModelError if the file is missing, truncated or corrupt,
-    UnsafeFile if it is a pickle of more than tensors.
+    The content decides, not the ending. Raises ModelError if the file is missing, truncated, corrupt or of another
+    kind, UnsafeFile if it is a pickle of more than tensors.
     """
     from clipcli.weights import torch_files
 
@@ -74,6 +75,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             head = file.read(16)
         if torch_files.is_torch(head):
             return torch_files.read(path)
+        if head.startswith(_LFS):
+            raise ModelError(f"{path}: a pointer of Git LFS, not the weights", hint="fetch them with: git lfs pull")
+        if head[8:9] not in (b"", b"{") and int.from_bytes(head[:8], "little") > path.stat().st_size:
+            raise ModelError(
+                f"{path}: no weight file",
+                hint="-m takes a folder with a checkpoint, a .safetensors, or torch's .pt, .bin",
+            )
         return _read_safetensors(path)
     except OSError as error:
         raise ModelError(f"{path}: can't be read: {error.strerror or error}") from error
@@ -99,7 +107,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     data = np.memmap(path, mode="c")
     start = 8 + int.from_bytes(data[:8].tobytes(), "little")
     header = json.loads(data[8:start].tobytes())
-    header.pop("__metadata__", None)
+    if "clipcli" in header.pop("__metadata__", {}) and "weight" in header:
+        raise ModelError(f"{path}: this is a classifier file, no model", hint="give it as --classifier")
     return {
         name: mapped(data, entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
         for name, entry in header.items()

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from clipcli.errors import ModelError, NotPlainClip
+from clipcli.errors import ModelError
 from clipcli.model.config import (
-    OPENAI_MEAN,
-    OPENAI_STD,
     Activation,
     ClipConfig,
     Preprocess,
     TextConfig,
     ViTConfig,
 )
-from clipcli.weights.fields import PLAIN_CLIP, Fields, read_fields
-from clipcli.weights.tensors import FLOATING, Array, Tensor, read_tensors
+from clipcli.weights.fields import Fields, read_fields, short
+
+if TYPE_CHECKING:
+    from clipcli.weights.tensors import Array, Tensor
 
 CONFIG = "config.json"
 WEIGHTS = (
@@ -56,6 +54,8 @@ _NAMES = (  # theirs, ours; applied in order
 
 def read(folder: Path, weights: Path) -> tuple[ClipConfig, dict[str, Tensor], tuple[Path, ...]]:
     """Configuration, tensors and weight files of `folder`. Raises ModelError, NotPlainClip, UnsafeFile."""
+    from clipcli.weights.tensors import read_tensors  # numpy: a configuration is read without
+
     config = read_config(folder)
     files = shards(weights) if weights.suffix == ".json" else (weights,)
     tensors: dict[str, Tensor] = {}
@@ -88,10 +88,16 @@ def rename(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _transposed(tensor: Tensor) -> Tensor:
+    from clipcli.weights.tensors import Tensor
+
     return Tensor(tensor.shape[::-1], tensor.dtype, lambda: tensor.read().T)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
+    import numpy as np
+
+    from clipcli.weights.tensors import FLOATING, Tensor
+
     def read() -> Array:
         return np.concatenate([part.read() for part in parts])
 
@@ -105,8 +111,9 @@ def shards(index: Path) -> tuple[Path, ...]:
     """The weight files that an index beside them names. Raises ModelError."""
     names = read_fields(index).section("weight_map").values.values()
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or name in ("", "..") or "\\" in name:
-            raise ModelError(f"{index}: {name!r} is not the name of a file beside it")
+        usable = isinstance(name, str) and name.isprintable() and len(name) <= 255
+        if not usable or Path(name).name != name or name in ("", "..") or "\\" in name:
+            raise ModelError(f"{index}: {short(name)} is not the name of a file beside it")
     if not names:
         raise ModelError(f"{index}: `weight_map` names no files")
     return tuple(index.parent / name for name in sorted(set(names)))
@@ -116,19 +123,13 @@ def read_config(folder: Path) -> ClipConfig:
     """The configuration alone: no weights are needed. Raises ModelError, NotPlainClip."""
     fields = read_fields(folder / CONFIG)
     if fields.values.get("model_type") != "clip":
-        raise NotPlainClip(
-            f"{fields.path}: `model_type` is {fields.values.get('model_type')!r}, not 'clip'", hint=PLAIN_CLIP
-        )
+        raise fields.foreign("model_type")
     vision, text = _tower(fields, "vision_config"), _tower(fields, "text_config")
     size = vision.integer("image_size", 224)
     if vision.integer("num_channels", 3) != 3:
         raise vision.foreign("num_channels")
     vocab_size = text.integer("vocab_size", 49408)
-    if text.values.get("eos_token_id") not in (
-        None,
-        2,
-        vocab_size - 1,
-    ):  # 2 in old files means the largest id
+    if text.values.get("eos_token_id") not in (None, 2, vocab_size - 1):  # 2 in old files means the largest id
         raise text.foreign("eos_token_id")
     return ClipConfig(
         embed_dim=fields.integer("projection_dim", 512),
@@ -154,7 +155,7 @@ def _tower(fields: Fields, key: str) -> Fields:
 
 def _transformer(fields: Fields, *, width: int, heads: int) -> dict[str, Any]:
     """What both towers have; the arguments are transformers' defaults for what a file leaves out."""
-    if fields.number("layer_norm_eps", 1e-5) != 1e-5:
+    if fields.number("layer_norm_eps", 1e-5, most=1) != 1e-5:
         raise fields.foreign("layer_norm_eps")
     activation: Activation = fields.values.get("hidden_act", "quick_gelu")
     if activation not in ("quick_gelu", "gelu"):
@@ -178,21 +179,21 @@ def _preprocess(folder: Path, image_size: int) -> Preprocess:
     elif (path := folder / "processor_config.json").is_file():
         fields = read_fields(path).section("image_processor")
     for key in ("do_resize", "do_rescale", "do_normalize"):
-        if fields.values.get(key) is False:
+        if not fields.flag(key, True):
             raise fields.foreign(key)
-    resample = fields.values.get("resample", 3)
-    if resample not in (2, 3):
+    resample = fields.values.get("resample")
+    if resample not in (None, 2, 3):
         raise fields.wrong("resample", "2 (bilinear) or 3 (bicubic)")
     size = fields.values.get("size", image_size)
     sides = size.values() if isinstance(size, dict) else [size]
     if any(side not in (None, image_size) for side in sides):
         raise fields.wrong("size", f"the model's {image_size}")
     squash = isinstance(size, dict) and size.get("shortest_edge") is None
-    if not squash and fields.values.get("do_center_crop") is False:
+    if not squash and not fields.flag("do_center_crop", True):
         raise fields.foreign("do_center_crop")
     return Preprocess(
-        mean=fields.triple("image_mean", OPENAI_MEAN),
-        std=fields.triple("image_std", OPENAI_STD),
+        mean=fields.mean("image_mean"),
+        std=fields.std("image_std"),
         resize_mode="squash" if squash else "shortest",
-        interpolation="bicubic" if resample == 3 else "bilinear",
+        interpolation="bilinear" if resample == 2 else "bicubic",
     )

@@ -46,7 +46,7 @@ class Classifier:
 
     def check_model(self, model: Model) -> None:
         """Raise ClassifierError unless `model`'s image tower is the one this classifier was built for."""
-        if self.image_fingerprint != model.image_fingerprint:
+        if self.weight.shape[1] != model.config.embed_dim or self.image_fingerprint != model.image_fingerprint:
             raise ClassifierError(
                 f'the classifier was built with model "{self.model}" ({self.image_fingerprint[:8]}), '
                 f'not with "{model.name}" ({model.image_fingerprint[:8]})',
@@ -76,7 +76,7 @@ def build(
 
     Raises LabelError (a prompt too long, a label without any prompt), VocabularyError, ModelError.
     """
-    fingerprint, arithmetic = model.text_fingerprint, model.placement.arithmetic
+    fingerprint, arithmetic = model.text_fingerprint, model.arithmetic
     key = keys.classifier_key(labels, templates, fingerprint, model.vocabulary_digest, arithmetic, truncate)
     weight = model.store.classifier(key)
     prompts = encoded = 0
@@ -106,7 +106,7 @@ def encode_prompts(
 
     Also returns how many prompts were distinct and how many were encoded.
     """
-    fingerprint, arithmetic = model.text_fingerprint, model.placement.arithmetic
+    fingerprint, arithmetic = model.text_fingerprint, model.arithmetic
     wanted = [keys.prompt_key(row, fingerprint, arithmetic) for row in ids]
     distinct = dict(zip(wanted, ids, strict=True))
     known = model.store.prompt_vectors(list(distinct))
@@ -140,15 +140,14 @@ def average(prompts: Sequence[Prompt], vectors: Array, labels: Sequence[Label]) 
         groups[prompt.label].setdefault(prompt.template is None, []).append(row)
     weight = np.empty((len(labels), vectors.shape[1]), dtype=np.float32)
     for index, rows_by_kind in enumerate(groups):
-        if not rows_by_kind:
-            label = labels[index]
-            raise LabelError(f'{label.where}: label "{label.name}" has no prompt', hint="give it a template")
         means = [
             np.average(vectors[rows], axis=0, weights=[prompts[row].weight for row in rows])
             for rows in rows_by_kind.values()
         ]
         weight[index] = np.mean(means, axis=0)
     weight /= np.linalg.norm(weight, axis=1, keepdims=True)
+    if not np.isfinite(weight).all():
+        raise LabelError("the template weights give class vectors that are not finite", hint="take weights near 1")
     return weight
 
 

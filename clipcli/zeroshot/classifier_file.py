@@ -1,7 +1,7 @@
 """The classifier file: a safetensors file with `weight` and one JSON string of metadata. Read without torch.
 
 All metadata stand under one key, since safetensors writes several in random order. The file may come from anywhere:
-every field is checked before it is used.
+every field is checked before it is used, by the rules of label and template files.
 """
 
 from __future__ import annotations
@@ -9,24 +9,35 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import reprlib
+import secrets
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from clipcli import __version__
-from clipcli.errors import ClassifierError, OutputError
+from clipcli.errors import ClassifierError, LabelError, OutputError, UsageError
 from clipcli.records import Label, Template
+from clipcli.weights.load import MOST_SCALE
 from clipcli.zeroshot.classifier import Classifier
+from clipcli.zeroshot.files import checked, near_file
+from clipcli.zeroshot.templates import MOST_WEIGHT
 
 FORMAT, VERSION = "classifier", 1
 KEY = "clipcli"
+MAKE = "make one with: clipcli build-classifier"
+LONGEST = 1e6  # row of `weight`, where rows are not unit vectors; 1 / LONGEST is the shortest
 
 
 def save_classifier(classifier: Classifier, path: str | Path) -> None:
-    """Write `classifier` to `path`, whole or not at all. Raises OutputError."""
+    """Write `classifier` to `path`, whole or not at all; of a link, its target. Raises OutputError."""
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -49,86 +60,143 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
     thresholds = [math.nan if x.threshold is None else x.threshold for x in classifier.labels]
     if not all(map(math.isnan, thresholds)):
         tensors["threshold"] = np.array(thresholds, dtype=np.float32)  # NaN: this label has none
-    path = Path(path)
-    content = save(tensors, {KEY: json.dumps(metadata, ensure_ascii=False)})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(metadata, ensure_ascii=False))  # bytes of names not in UTF-8
+    _replace(Path(path), save(tensors, {KEY: text}))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".clipcli-{secrets.token_hex(8)}.tmp")
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        if os.path.lexists(target) and not target.is_file():
+            raise OutputError(f"{path}: exists and is no regular file", hint="choose another place with -o")
+        with temporary.open("xb") as file:
+            file.write(content)
+        temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OutputError(f"{path}: can't be written: {error.strerror}", hint="choose another place with -o") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def load_classifier(path: str | Path) -> Classifier:
-    """Read a classifier file. Raises ClassifierError: missing, broken, of another kind or a newer version."""
+    """Read a classifier file.
+
+    Raises UsageError where there is no such file, ClassifierError if it is broken, of another kind or a newer version.
+    """
     path = Path(path)
+    _check_place(path)
     try:
         with safe_open(path, framework="np") as file:
             metadata = json.loads((file.metadata() or {}).get(KEY, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
-    except FileNotFoundError:
-        raise ClassifierError(f"{path}: no such file", hint="make one with: clipcli build-classifier") from None
-    except (SafetensorError, ValueError) as error:
+            if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+                raise ClassifierError(f"{path}: a safetensors file, but no classifier", hint=MAKE)
+            if metadata.get("version") != VERSION:
+                version = reprlib.repr(metadata.get("version"))
+                raise ClassifierError(
+                    f"{path}: written in version {version} of the format, this clipcli reads {VERSION}",
+                    hint="upgrade clipcli",
+                )
+            return _parse(metadata, {name: _tensor(file, name) for name in file.keys()})  # noqa: SIM118 -- no mapping
+    except SafetensorError as error:
         raise _broken(path, "truncated, or no safetensors file") from error
-    except OSError as error:
-        raise ClassifierError(f"{path}: can't be read: {error.strerror or error}") from error
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise ClassifierError(
-            f"{path}: a safetensors file, but no classifier", hint="make one with: clipcli build-classifier"
-        )
-    if metadata.get("version") != VERSION:
-        raise ClassifierError(
-            f"{path}: written in version {metadata.get('version')} of the format, this clipcli reads {VERSION}",
-            hint="upgrade clipcli",
-        )
+    except (ValueError, LabelError) as error:  # also of numbers of thousands of digits
+        raise _broken(path, f"bad metadata ({str(error)[:120]})") from error
+    except RecursionError as error:
+        raise _broken(path, "bad metadata (too deep)") from error
+
+
+def _check_place(path: Path) -> None:
+    """Raise UsageError unless a regular file lies there that may be read: safetensors can't tell why not."""
     try:
-        return _parse(metadata, tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise _broken(path, f"bad metadata ({error})") from error
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UsageError(f"{path}: must be a regular file", hint="save it first: no pipe, device or folder will do")
+        path.open("rb").close()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        near = near_file(path)
+        hint = near if near.startswith("did") else MAKE
+        raise UsageError(f"{path}: no such file", hint=hint) from error
+    except OSError as error:
+        raise UsageError(f"{path}: can't be read: {(error.strerror or str(error)).lower()}") from error
 
 
-def _parse(metadata: dict[str, Any], tensors: dict[str, Any]) -> Classifier:
-    weight = tensors["weight"]
-    thresholds = tensors.get("threshold")
-    labels = tuple(
-        Label(
-            name=_text(entry["name"]),
-            aliases=tuple(map(_text, entry["aliases"])),
-            descriptions=tuple(map(_text, entry["descriptions"])),
-            group=None if entry["group"] is None else _text(entry["group"]),
-            threshold=None if thresholds is None or math.isnan(thresholds[i]) else float(thresholds[i]),
-        )
-        for i, entry in enumerate(metadata["labels"])
-    )
+def _tensor(file: Any, name: str) -> NDArray[np.float32]:
+    dtype = file.get_slice(name).get_dtype()
+    if name not in ("weight", "threshold") or dtype != "F32":  # numpy lacks some of the other types
+        raise ValueError(f"a tensor {name[:40]!r} of type {dtype} is not known to this clipcli")
+    tensor: NDArray[np.float32] = file.get_tensor(name)
+    return tensor
+
+
+def _parse(metadata: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) -> Classifier:
+    """The classifier, each part of it checked. Raises ValueError, LabelError."""
+    entries = _get(metadata, "labels", list)
+    thresholds = tensors.get("threshold", np.full(len(entries), np.nan, np.float32))
+    if thresholds.shape != (len(entries),) or np.isinf(thresholds).any():
+        raise ValueError(f"threshold is not a number for each of {len(entries)} labels")
+    labels = tuple(map(_label, entries, range(len(entries)), thresholds.tolist()))
     if len({label.name for label in labels}) != len(labels):
         raise ValueError("a label stands twice")
-    if weight.dtype != np.float32 or weight.ndim != 2 or len(weight) != len(labels) or not len(labels):
-        raise ValueError(f"weight is {weight.dtype} {list(weight.shape)} for {len(labels)} labels")
-    if not np.isfinite(weight).all():
-        raise ValueError("weight holds numbers that are not finite")
-    scale = float(metadata["logit_scale"])
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"logit_scale is {scale}")
-    if metadata["features"] != "projected" or "bias" in tensors:
+    if metadata.get("features") != "projected" or metadata.get("temperature", 1.0) != 1.0:
         raise ValueError("it needs features that this clipcli doesn't make")
+    made_by = _get(metadata, "made_by", str)
     return Classifier(
-        weight=weight,
+        weight=_weight(tensors, len(labels), unit=made_by == "zero-shot"),
         labels=labels,
-        logit_scale=scale,
-        model=_text(metadata["model"]),
-        image_fingerprint=_text(metadata["image_fingerprint"]),
-        text_fingerprint=_text(metadata["text_fingerprint"]),
-        templates=tuple(Template(_text(x["text"]), float(x["weight"])) for x in metadata["templates"]),
-        template_set=_text(metadata["template_set"]),
-        made_by=_text(metadata["made_by"]),
+        logit_scale=_number(metadata, "logit_scale", MOST_SCALE),
+        model=_get(metadata, "model", str),
+        image_fingerprint=_get(metadata, "image_fingerprint", str),
+        text_fingerprint=_get(metadata, "text_fingerprint", str),
+        templates=tuple(_template(entry, i) for i, entry in enumerate(_get(metadata, "templates", list))),
+        template_set=_get(metadata, "template_set", str),
+        made_by=made_by,
     )
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+def _weight(tensors: dict[str, NDArray[np.float32]], labels: int, *, unit: bool) -> NDArray[np.float32]:
+    weight = tensors.get("weight", np.zeros(0, np.float32))
+    if weight.ndim != 2 or len(weight) != labels or not weight.size:
+        raise ValueError(f"weight is {list(weight.shape)} for {labels} labels")
+    lengths = np.sqrt(np.einsum("ij,ij->i", weight, weight, dtype=np.float64))
+    least, most = (1 - 1e-3, 1 + 1e-3) if unit else (1 / LONGEST, LONGEST)
+    wrong = np.flatnonzero(~((least <= lengths) & (lengths <= most)))  # NaN is neither
+    if len(wrong):
+        raise ValueError(f"row {wrong[0] + 1} of weight has the length {lengths[wrong[0]]:g}")
+    return weight
+
+
+def _label(entry: object, index: int, threshold: float) -> Label:
+    where = f"label {index + 1}"
+    return Label(
+        name=checked(_get(entry, "name"), "name", where),
+        aliases=tuple(checked(alias, "alias", where) for alias in _get(entry, "aliases", list)),
+        descriptions=tuple(checked(text, "description", where) for text in _get(entry, "descriptions", list)),
+        group=None if _get(entry, "group") is None else checked(_get(entry, "group"), "group", where),
+        threshold=None if math.isnan(threshold) else threshold,
+    )
+
+
+def _template(entry: object, index: int) -> Template:
+    text = checked(_get(entry, "text"), "text", f"template {index + 1}")
+    if "<>" not in text:
+        raise ValueError(f"template {index + 1} has no place for the label")
+    return Template(text, _number(entry, "weight", MOST_WEIGHT))
+
+
+def _get(entry: object, key: str, kind: type[Any] = object) -> Any:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, kind):
+        raise ValueError(f"{key} is {reprlib.repr(value)}")
     return value
+
+
+def _number(entry: object, key: str, most: float) -> float:
+    """A number from 1 / `most` to `most`."""
+    value = _get(entry, key)
+    if type(value) not in (int, float) or not 1 / most <= value <= most:
+        raise ValueError(f"{key} is {reprlib.repr(value)}")
+    return float(value)
 
 
 def _broken(path: Path, why: str) -> ClassifierError:

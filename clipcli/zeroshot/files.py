@@ -10,7 +10,9 @@ from __future__ import annotations
 import codecs
 import difflib
 import json
+import os
 import re
+import reprlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ def read_text(path: Path, on_error: OnError = refuse) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        hint = "check the path" if isinstance(error, FileNotFoundError | IsADirectoryError) else None
+        hint = near_file(path) if isinstance(error, FileNotFoundError | IsADirectoryError) else None
         raise LabelError(f"{path}: {(error.strerror or str(error)).lower()}", hint=hint) from error
     if data.startswith(_UTF16):
         hint = 'save it as UTF-8 (Excel: "CSV UTF-8"; Notepad: encoding "UTF-8")'
@@ -60,11 +62,23 @@ def _decode_lines(data: bytes, path: Path, on_error: OnError) -> str:
 
 
 def exists(path: Path) -> bool:
-    """Whether something lies there; a name that no file can have is no error."""
+    """Whether something lies there, or may: reading tells why not. A name that no file can have is no error."""
     try:
-        return path.exists()
-    except OSError:  # too long
+        path.stat()
+    except PermissionError:
+        return True
+    except (OSError, ValueError):  # nothing there, too long, a NUL in it
         return False
+    return True
+
+
+def near_file(path: Path) -> str:
+    """A hint for a path without a file: the nearest name in its folder."""
+    try:
+        found = difflib.get_close_matches(path.name, os.listdir(path.parent), 1)
+    except OSError:
+        found = []
+    return f"did you mean {path.with_name(found[0])}?" if found and found[0] != path.name else "check the path"
 
 
 def split_key(spec: str) -> tuple[Path, str | None]:
@@ -111,8 +125,7 @@ def read_json(spec: str, on_error: OnError = refuse) -> Any:
 def checked(value: object, what: str, where: str) -> str:
     """`value` without white space around it. Raises LabelError: no text, empty, control characters in it."""
     if not isinstance(value, str):
-        quoted = f"{value!r}"[:40]
-        raise LabelError(f"{where}: {what} {quoted} is not text", hint='put it in quotes: "…"')
+        raise LabelError(f"{where}: {what} {reprlib.repr(value)} is not text", hint='put it in quotes: "…"')
     text = value.strip()
     if not text:
         raise LabelError(f"{where}: empty {what}", hint="write something there, or leave out the separator")

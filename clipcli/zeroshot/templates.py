@@ -17,10 +17,11 @@ from typing import Any
 from clipcli.errors import LabelError
 from clipcli.paths import prompt_dirs
 from clipcli.records import Template
-from clipcli.zeroshot.files import checked, exists, propose, read_json, read_text, split_key
+from clipcli.zeroshot.files import checked, exists, near_file, propose, read_json, read_text, split_key
 
 DEFAULT = "imagenet7"
 MOST_EXPANSIONS = 10_000  # of one line
+MOST_WEIGHT = 1_000_000  # and 1 / it is the least, so that the average stays within fp32
 
 _PLACEHOLDER = re.compile(r"<>|\{\}|\{c\}|\{label\}")
 _ALTERNATIVES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
@@ -66,7 +67,7 @@ def _read_one(spec: str) -> list[Template]:
 def _unknown(spec: str, path: Path, known: list[str]) -> LabelError:
     literal = " " in spec.strip()
     if path.suffix.lower() in (".txt", ".json") or (os.sep in spec and not literal):
-        return LabelError(f"{path}: no such template file", hint="check the path")
+        return LabelError(f"{path}: no such template file", hint=near_file(path))
     if literal:
         return _without_place(spec, "--templates")
     return LabelError(f'no template set "{spec}"', hint=propose(spec, known))
@@ -123,8 +124,9 @@ def _weight(text: str, where: str) -> float:
         weight = float(text)
     except ValueError:
         weight = math.nan
-    if not (math.isfinite(weight) and weight > 0):
+    if not 1 / MOST_WEIGHT <= weight <= MOST_WEIGHT:
+        what = f'"{text.strip()[:40]}" before the tab is no weight'
         raise LabelError(
-            f'{where}: "{text.strip()}" before the tab is no weight', hint="write a number above 0, or no tab"
+            f"{where}: {what}", hint=f"write a number from 1/{MOST_WEIGHT:,} to {MOST_WEIGHT:,}, or no tab"
         )
     return weight
