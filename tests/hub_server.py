@@ -60,6 +60,7 @@ class Hub:
     refuse: dict[str, list[int]] = field(default_factory=dict)  # by a path's end, a status a request; 0 is none
     down: int = 0  # the status of all answers
     page: bytes = b""  # what all answers are: those of a proxy, say
+    etag: str = ""  # of large files, in place of the true one
     headers: dict[str, str] = field(default_factory=dict)  # of refusals
     requests: list[Request] = field(default_factory=list)
     url: str = ""
@@ -149,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(file, data, headers)
             return
         port = urlsplit(self.hub.url).port
-        headers["X-Linked-Etag"] = f'"{hashlib.sha256(data).hexdigest()}"'
+        headers["X-Linked-Etag"] = f'"{self.hub.etag or hashlib.sha256(data).hexdigest()}"'
         headers["X-Linked-Size"] = str(len(data))
         headers["Location"] = f"http://localhost:{port}/large/{name}/{commit}/{file}"
         self._reply(302, headers, b"")

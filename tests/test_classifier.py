@@ -123,11 +123,11 @@ def metadata(path: Path) -> dict[str, object]:
 BREAKS: dict[str, tuple[dict[str, object], str]] = {
     "another format": ({"format": "embeddings"}, "no classifier"),
     "a newer version": ({"version": 2}, "version 2 of the format"),
-    "labels missing": ({"labels": None}, "bad metadata"),
+    "labels missing": ({"labels": None}, "labels is None"),
     "a label fewer": ({"labels": [{"name": "a", "aliases": [], "descriptions": [], "group": None}]}, "for 1 labels"),
     "a label that is no text": (
         {"labels": [{"name": n, "aliases": [], "descriptions": [], "group": None} for n in (1, "b")]},
-        "no text",
+        "is not text",
     ),
     "a label twice": (
         {"labels": [{"name": "a", "aliases": [], "descriptions": [], "group": None}] * 2},

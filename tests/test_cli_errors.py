@@ -115,7 +115,7 @@ CASES: dict[str, tuple[Arguments, int, str]] = {
     ),
     "a folder without a model": (lambda p: [*LABELS, "-m", write(p / "d" / "a.txt", "x").parent], 1, "a.txt"),
     "classifier of another model": (lambda p: ["-c", wrong_classifier(p)], 1, '"other"'),
-    "classifier missing": (lambda p: ["-c", p / "my.safetensors"], 1, "no such file"),
+    "classifier missing": (lambda p: ["-c", p / "my.safetensors"], 2, "no such file"),
     "classifier that is a model": (
         lambda p: ["-c", tiny.save(p / "m") / "open_clip_model.safetensors"],
         1,

@@ -6,12 +6,15 @@ import os
 import random
 import sys
 import tarfile
+import tracemalloc
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from pictures_made import (
     QUADRANTS,
@@ -137,6 +140,71 @@ def test_16_bit_grey_with_a_transparent_value() -> None:
     assert np.asarray(auto(data))[0, :, 0].tolist() == [255, 10]
 
 
+def every_kind(noise: npt.NDArray[np.uint8]) -> Iterator[tuple[str, bytes]]:
+    """Of the same random pixels, files that take each way through `_seen`."""
+    seen = Image.fromarray(noise)
+    colours, grey = seen.convert("RGB"), noise[..., 0]
+    floats = np.where(grey == 7, np.nan, grey - 99.5).astype(np.float32)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for mode in ("RGBA", "LA", "L", "1", "P"):
+        yield mode, encoded(seen.convert(mode), "PNG")
+    for mode in ("CMYK", "YCbCr", "LAB"):
+        yield mode, encoded(colours.convert(mode) if mode != "LAB" else Image.merge("LAB", colours.split()), "TIFF")
+    yield "profile", encoded(colours, "PNG", icc_profile=profile(SRGB_BLUE, SRGB_GREEN, SRGB_RED))
+    yield "transparent colours", encoded(colours.quantize(50), "PNG", transparency=bytes(range(50)))
+    yield "a transparent colour", encoded(colours.quantize(50), "GIF", transparency=3)
+    yield "16 bits", encoded(Image.fromarray(grey * np.uint16(257)), "PNG", transparency=257 * 9)
+    yield "32 bits", encoded(Image.fromarray(grey * np.int32(-70000)), "TIFF")
+    yield "floats", encoded(Image.fromarray(floats), "TIFF")
+    yield "turned", encoded(seen, "PNG", exif=turned)
+
+
+@pytest.mark.parametrize("shape", [(90, 37, 4), (37, 90, 4), (60, 60, 4)])
+def test_strips_are_seen_as_the_whole(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    files = dict(every_kind(np.random.default_rng(5).integers(0, 256, shape, np.uint8)))
+    whole = {kind: np.asarray(auto(data)) for kind, data in files.items()}
+    monkeypatch.setattr(decode_module, "STRIP", 4 * min(shape[:2]) + 1)
+    for kind, data in files.items():
+        assert whole[kind].std() > 1, kind
+        np.testing.assert_array_equal(np.asarray(auto(data)), whole[kind], kind)
+
+
+@pytest.mark.parametrize("values", [np.float32(0.5), np.int32(70000), np.uint16(5)])
+def test_wide_pixels_are_never_copied_whole(values: np.generic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Python and numpy allocate for a high, narrow TIFF: Pillow's own memory is not traced."""
+    picture = Image.fromarray(np.tile(np.array([0, values], values.dtype), (30_000, 35)))
+    data = encoded(picture, "TIFF", compression="tiff_adobe_deflate")
+    assert len(data) < 100_000 < 2_000_000 < picture.width * picture.height
+    monkeypatch.setattr(decode_module, "STRIP", 1 << 15)
+    tracemalloc.start()
+    assert auto(data).size == (70, 30_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000
+
+
+def test_memory_is_announced_before_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(size: int) -> None:
+        raise LookupError(size)
+
+    def announced(data: bytes) -> int:
+        claims: list[int] = []
+        decode("picture", data, "auto", claims.append)
+        return claims[0]
+
+    assert announced(encoded(photo(50, 20), "PNG")) == 8 * 1000
+    assert announced(encoded(photo(50, 20), "WEBP")) == 20 * 1000
+    icon = encoded(photo(64, 64), "ICO")
+    assert announced(icon) == 1000 * len(icon), "a picture in a picture"
+    path = tmp_path / "large.tif"
+    with path.open("wb") as file:
+        file.truncate(decode_module.BIG)  # a hole
+    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("opened before its turn"))
+    with pytest.raises(LookupError, match=str(decode_module.MAX_MEMORY)):
+        open_picture(Source(str(path)), "auto", refused)
+
+
 def test_the_first_of_several_frames() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     for form in ("GIF", "PNG", "TIFF", "WEBP", "AVIF"):
@@ -233,8 +301,8 @@ GIF_BOMB = b"GIF89a" + b"\xff" * 4 + bytes(3) + b"," + bytes(4) + b"\xff" * 4 + 
         (png_header(60000, 60000), "too-large", "it would decode to too many pixels"),
         (GIF_BOMB, "too-large", "it would decode to too many pixels"),
         (png_header(60, 60), "corrupt", "damaged png data: image file is truncated"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "unsupported", "reading heic needs the package pillow-heif"),
-        (b"\xff\x0a\xfa\x7f", "unsupported", "reading jxl needs the package pillow-jxl-plugin"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "unsupported", 'reading heic needs more: pip install "clipcli[heic]"'),
+        (b"\xff\x0a\xfa\x7f", "unsupported", 'reading jxl needs more: pip install "clipcli[jxl]"'),
         (b"\xff\xd8\xff\xe0" + bytes(200) + b"\xff\xd9", "corrupt", "damaged jpeg data"),
         (b"\x89PNG\r\n\x1a\n", "truncated", "the file ends before the picture does"),
         (
@@ -260,6 +328,12 @@ def test_cut_off_anywhere(form: str) -> None:
     for length in [*range(20, len(data) * 9 // 10, len(data) // 25), len(data) * 9 // 10]:
         kind, message = failed(data[:length])
         assert (kind, message) == ("truncated", "the file ends before the picture does"), length
+
+
+def test_heic_is_cut_off_where_its_boxes_say() -> None:
+    data = encoded(photo(48, 32), "AVIF")  # the same boxes
+    assert not decode_module._ends_early(data, "heic", "")
+    assert decode_module._ends_early(data[: len(data) // 2], "heic", "")
 
 
 def test_progressive_and_trailing_bytes_are_fine() -> None:

@@ -372,6 +372,12 @@ FAILURES: dict[str, tuple[str, Setup, str, str]] = {
         "me/clip: the server answers, but not as a Hub does",
         "check HF_ENDPOINT, and the proxy",
     ),
+    "an etag that escapes": (
+        "me/clip",
+        lambda h, m: setattr(h, "etag", "../../../stolen"),
+        "me/clip: the server answers, but not as a Hub does",
+        "check HF_ENDPOINT",
+    ),
     "unknown id": (
         "me/nothing",
         lambda h, m: None,

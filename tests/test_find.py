@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
 import threading
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -117,11 +119,23 @@ def test_followed_links_enter_each_folder_once(here: Path) -> None:
 
 
 def test_what_is_no_file_is_never_opened(here: Path) -> None:
-    put(here, "p/a.png")
+    put(here, "p/a.png", "p/folder.png/b.png", "elsewhere/z.png")
     os.mkfifo("p/pipe.png")
+    os.mkfifo("p/pipe")
+    os.symlink("/dev/zero", "p/zero.jpg")
+    os.symlink("/dev/zero", "p/zero")
+    os.symlink("../elsewhere", "p/linked.png")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("p/socket.png")
-        assert rows("p") == ["p/a.png"]
+        walked = Walk(["p"])
+        assert [(item.path, getattr(item, "message", "")) for item in walked] == [
+            ("p/a.png", ""),
+            ("p/folder.png/b.png", ""),
+            ("p/pipe.png", "a pipe, not a file"),
+            ("p/socket.png", "a socket, not a file"),
+            ("p/zero.jpg", "a device, not a file"),
+        ]
+        assert walked.passed_over == 3  # the nameless pipe and device, and a link to a folder
         failures = list(Walk(["p/pipe.png", "p/socket.png", os.devnull]))
     assert [str(getattr(item, "message", "")) for item in failures] == [
         "a pipe, not a file",
@@ -142,6 +156,44 @@ def test_a_folder_that_cannot_be_read_is_a_row(here: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(os, "listdir", refusing)
     assert list(Walk(["p"])) == [Failure("p/a", FailureKind.UNREADABLE, "permission denied"), Source("p/b/y.png")]
+
+
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ENAMETOOLONG, errno.ENOTCONN])
+def test_what_may_be_a_folder_is_a_row(here: Path, monkeypatch: pytest.MonkeyPatch, code: int, follow: bool) -> None:
+    """As of a folder that may be listed and not searched, or where a dead network share is mounted."""
+    put(here, "p/a/x.png", "p/b/y.png")
+    looks = {name: getattr(os, name) for name in ("stat", "lstat")}
+
+    def refusing(name: str, path: str, **rest: object) -> os.stat_result:
+        if str(path).endswith("/a"):
+            raise OSError(code, os.strerror(code))
+        return looks[name](path, **rest)  # type: ignore[no-any-return]
+
+    with monkeypatch.context() as patch:
+        for name in looks:
+            patch.setattr(os, name, partial(refusing, name))
+        found = list(Walk(["p"], follow=follow))
+    assert found == [Failure("p/a", FailureKind.UNREADABLE, os.strerror(code).lower()), Source("p/b/y.png")]
+
+
+def test_what_lies_too_deep_is_a_row(here: Path) -> None:
+    start = os.open(".", os.O_RDONLY)
+    try:
+        for depth in range(25):  # 25 times 200 is more than any path may have
+            os.mkdir("d" * 200)
+            os.chdir("d" * 200)
+            if depth in (0, 24):
+                put(Path(), "a.png")
+    finally:
+        os.fchdir(start)
+        os.close(start)
+    top = "d" * 200
+    source, failure = Walk([top])
+    assert source == Source(f"{top}/a.png")
+    assert isinstance(failure, Failure)
+    assert (failure.kind, failure.message) == (FailureKind.UNREADABLE, "file name too long")
+    assert len(failure.path) > 4000, "the first folder that has no path any more"
 
 
 @pytest.mark.parametrize("name", [b"new\nline.png", b"caf\xe9\xff.png", b"[red]:smile:'\".png", b"-rf.png", b" .png"])
@@ -200,6 +252,18 @@ def test_a_list_from_windows(here: Path) -> None:
     put(here, "there.png")
     put(here, "odd.png\r")
     assert list(Walk(["there.png\r", "odd.png\r"])) == [Source("there.png"), Source("odd.png\r")]
+
+
+def test_a_list_that_begins_with_a_mark(here: Path) -> None:
+    mark = "\ufeff"
+    put(here, "there.png")
+    listed = f"{mark}there.png\n{mark}other\n".encode()
+    assert list(read_list(BytesIO(listed), False)) == ["there.png", f"{mark}other"]
+    assert list(read_list(BytesIO(f"{mark}\nthere.png".encode()), False)) == ["there.png"]
+    assert list(Walk(read_list(BytesIO(f"{mark}there.png\r\n".encode()), False))) == [Source("there.png")]
+    assert list(read_list(BytesIO(f"{mark}there.png\0".encode()), True)) == [f"{mark}there.png"]
+    put(here, f"{mark}there.png")
+    assert next(read_list(BytesIO(listed), False)) == f"{mark}there.png", "a file of that very name"
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,13 @@ def test_garbled(
 
 @pytest.mark.parametrize(
     "content",
-    [b"<html>404: not found</html>", b"cat\ndog\nrocket", b"\x89PNG\r\n\x1a\n" + bytes(64), b"\xff" * 4096],
+    [
+        b"<html>404: not found</html>",
+        b"cat\ndog\n",
+        b"cat\ndog\nrocket\n",
+        b"\x89PNG\r\n\x1a\n" + bytes(64),
+        b"\xff" * 4096,
+    ],
 )
 def test_other_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.pt").write_bytes(content)
@@ -417,7 +423,10 @@ def test_zips_that_are_no_weights(tmp_path: Path) -> None:
     assert "big-endian" in refused(path).message
 
 
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", 5, None, [1], "a\0b", "\ud800", "a" * 256])
+@pytest.mark.parametrize(
+    "name",
+    ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", 5, None, [1], "a\0b", "\ud800", "a" * 256],
+)
 def test_shards_outside_the_folder(tmp_path: Path, name: Any) -> None:
     folder = tiny.save(tmp_path / "model", "transformers")
     (folder / "model.safetensors").rename(tmp_path / "model.safetensors")

@@ -522,3 +522,19 @@ def test_different_prompts_have_different_keys(inputs: list[tuple[list[int], str
 def test_a_key_is_no_shifted_boundary() -> None:
     assert prompt_key([1], "ab", "c") != prompt_key([1], "a", "bc")
     assert len(prompt_key([], "", "")) == 16
+
+
+def test_tables_that_refuse_our_values_are_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import sqlite3
+
+    path = tmp_path / "store.sqlite"
+    with Store(path) as store:
+        store.keep_prompt_vectors({b"a" * 16: np.ones(3, np.float32)})
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TRIGGER no BEFORE INSERT ON entry BEGIN SELECT RAISE(ABORT, 'no'); END")
+    connection.commit()
+    connection.close()
+    with Store(path) as store:
+        store.keep_prompt_vectors({b"b" * 16: np.ones(3, np.float32)})
+        assert list(store.prompt_vectors([b"b" * 16])) == [b"b" * 16]
+    assert "set aside" in caplog.text

@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 from pictures_made import encoded, photo
 
 from clipcli.images import stream as stream_module
+from clipcli.images.budget import BIG, Budget
 from clipcli.images.decode import open_picture
-from clipcli.images.find import walk
+from clipcli.images.find import Walk
 from clipcli.images.stream import Batch, batches, default_workers, make_prepare
 from clipcli.images.transform import transform
 from clipcli.model.config import Preprocess
@@ -313,6 +314,70 @@ def test_no_memory_to_resize_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcome == Failure("a", FailureKind.TOO_LARGE, "not enough memory to resize it")
 
 
+def test_big_pictures_take_turns_and_small_ones_pass() -> None:
+    budget = Budget(5 * BIG)
+    order: list[str] = []
+
+    def work(name: str, *sizes: int) -> threading.Thread:
+        def run() -> None:
+            with budget.share() as take:
+                for size in sizes:
+                    take(size)
+                order.append(name)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        return thread
+
+    with budget.share() as first:
+        first(3 * BIG)
+        first(4 * BIG)  # a second claim is not counted: it could wait for itself
+        work("fits beside it", BIG, BIG).join(5)
+        work("small", BIG - 1, BIG - 1).join(5)
+        waiting = [work("too much", 3 * BIG), work("more than there is", 50 * BIG)]
+        time.sleep(0.05)
+        assert order == ["fits beside it", "small"]
+    for thread in waiting:
+        thread.join(5)
+    assert sorted(order[2:]) == ["more than there is", "too much"]
+    with pytest.raises(ZeroDivisionError), budget.share() as take:
+        take(5 * BIG)
+        raise ZeroDivisionError
+    work("after a failure", 5 * BIG).join(5)
+    assert order[4:] == ["after a failure"]
+
+
+def test_memory_is_claimed_before_it_is_taken_and_until_the_picture_is_small(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Four workers, a crowd of pictures that count as big: never two at once between claim and square."""
+    together, most = 0, 0
+    real = stream_module.transform
+
+    def watched(*args: object, **rules: object) -> npt.NDArray[np.uint8]:
+        nonlocal together, most
+        together += 1
+        most = max(most, together)
+        time.sleep(0.005)
+        together -= 1
+        return real(*args, **rules)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stream_module, "transform", watched)
+    for name in range(12):
+        (tmp_path / f"{name:02}.png").write_bytes(encoded(photo(seed=name), "PNG"))
+    items = [*Walk([str(tmp_path)])]
+    plain = list(batches(items, make_prepare(Preprocess(), 16), batch_size=5, workers=4))
+    assert most > 1
+    monkeypatch.setattr("clipcli.images.budget.BIG", 1000)
+    monkeypatch.setattr(stream_module, "MAX_MEMORY", 8 * 96 * 64)
+    most = 0
+    big = list(batches(items, make_prepare(Preprocess(), 16), batch_size=5, workers=4))
+    assert most == 1
+    assert [batch.items for batch in big] == [batch.items for batch in plain]
+    for one, other in zip(plain, big, strict=True):
+        np.testing.assert_array_equal(one.pixels, other.pixels)
+
+
 def test_real_pictures_end_to_end(pictures: Path, tmp_path: Path) -> None:
     """Files of a real data set and two broken ones, through the walk, decoding and batching."""
     with tarfile.open(pictures / "caltech20-dev.tar") as archive:
@@ -324,7 +389,7 @@ def test_real_pictures_end_to_end(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "zero.jpg").touch()
     (tmp_path / "cut.jpg").write_bytes(whole[0].read_bytes()[:2000])
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
-    made = list(batches(walk([str(tmp_path)]), make_prepare(Preprocess(), 64), batch_size=8, workers=3))
+    made = list(batches(Walk([str(tmp_path)]), make_prepare(Preprocess(), 64), batch_size=8, workers=3))
     items = [item for batch in made for item in batch.items]
     assert [item.path for item in items] == sorted(str(path) for path in tmp_path.iterdir() if path.suffix == ".jpg")
     failed = {Path(item.path).name: item.kind for item in items if isinstance(item, Failure)}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -221,11 +223,19 @@ def test_near_names_of_files() -> None:
 
 
 def test_a_file_that_may_not_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(path: Path, **_: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    real = os.stat
 
-    monkeypatch.setattr(Path, "stat", denied)  # root may look at everything
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    def stat(path: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith("closed/"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path, **options)
+
+    def read_bytes(path: Path) -> bytes:
+        stat(path)
+        return b""
+
+    monkeypatch.setattr(os, "stat", stat)  # root may look at everything
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
     with pytest.raises(LabelError, match=r"^closed/x\.txt: permission denied$"):
         templates.read(["closed/x.txt"])
 

@@ -123,6 +123,11 @@ def test_padding_is_the_mean_colour_unless_the_model_pads_itself() -> None:
     assert tall[:, 30, 24:39].max(axis=0).min() > 0, "16 of 64 become 16 of 63, one more on the right"
 
 
+def test_a_mean_beyond_all_colours_pads_with_the_nearest() -> None:
+    padded = transform(quadrants(64, 16), Preprocess(mean=(1e308, -3.0, 0.5)), 64, crop="pad")
+    assert padded[:, 0, 0].tolist() == [255, 0, 128]
+
+
 def test_bilinear_is_another_filter() -> None:
     picture = photo(90, 60)
     resized = picture.resize((48, 32), Image.Resampling.BILINEAR).crop((8, 0, 40, 32))
@@ -142,6 +147,24 @@ def test_a_very_long_picture_needs_no_giant_between(mode: str, turned: bool, mon
     middle = transform(picture, Preprocess(), 32, pixels="reference").astype(int)
     # Nearest neighbour (palette, bilevel) may choose the other of two columns where their border lies.
     assert np.abs(middle - whole).max() <= 1 or (mode in "P1" and (middle != whole).mean() < 0.05)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "LA", "F"])
+def test_squashing_a_very_high_picture_needs_no_giant_between(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = photo(400, 3).transpose(Image.Transpose.TRANSPOSE).convert(mode)
+    whole = transform(picture, SQUASH, 32, pixels="reference").astype(int)
+    monkeypatch.setattr("clipcli.images.transform.MAX_RESIZED", 1000)
+    sizes = []
+    resize = Image.Image.resize
+
+    def watched(self: Image.Image, size: tuple[int, int], *rest: Any) -> Image.Image:
+        sizes.append(size)
+        return resize(self, size, *rest)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    shrunk = transform(picture, SQUASH, 32, pixels="reference").astype(int)
+    assert set(sizes) == {(3, 32), (32, 32)}, "never 32 wide and 400 high"
+    assert np.abs(shrunk - whole).max() <= 1
 
 
 def test_one_pixel_wide_and_20000_high() -> None:

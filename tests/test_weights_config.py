@@ -393,7 +393,9 @@ def test_paths_without_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "inputs.safetensors").write_bytes(bytes(9))
     with pytest.raises(ModelError, match="it holds") as caught:
         load_checkpoint(tmp_path)
-    assert str(caught.value.hint) == f"give the weight file itself, perhaps the largest: {tmp_path / 'tiny.safetensors'}"
+    assert (
+        str(caught.value.hint) == f"give the weight file itself, perhaps the largest: {tmp_path / 'tiny.safetensors'}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from clipcli.cli.streams import check_new_file
 from clipcli.errors import UsageError
 
 EXAMPLES = opt.epilog(
-    "clipcli build-classifier labels.txt -m models/ViT-B-32 -o my.safetensors",
+    "clipcli build-classifier labels.txt -o my.safetensors",
     "clipcli build-classifier labels.txt -t imagenet80 -o my.safetensors",
     "clipcli build-classifier more.txt --extend my.safetensors -o larger.safetensors",
     "clipcli classify photos/ -c my.safetensors",

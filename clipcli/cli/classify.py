@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from clipcli.zeroshot.classifier import Classifier
 
 EXAMPLES = opt.epilog(
-    "clipcli classify photos/ -m models/ViT-B-32 -L cat -L dog",
+    "clipcli classify photos/ -L cat -L dog",
     "clipcli classify photos/ -l labels.txt -t imagenet80 -o answers.csv",
-    "clipcli classify photos/ -c my.safetensors --select cat -f paths --print0 | xargs -0 cp -t cats/",
+    "clipcli classify photos/ -c my.safetensors --select cat -f paths --print0 | xargs -0 -r cp -t cats/",
     'find . -name "*.jpg" -print0 | clipcli classify -0 -l labels.txt -f jsonl | jq .label',
     "cat a.jpg | clipcli classify - -L cat -L dog",
 )

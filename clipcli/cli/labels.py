@@ -71,6 +71,7 @@ Tokens = Annotated[
 def lint(
     file: File,
     model: opt.Model = None,
+    offline: opt.Offline = False,
     templates: opt.Templates = None,
     similar: Similar = 0.95,
     vocabulary: opt.Vocabulary = None,
@@ -94,7 +95,7 @@ def lint(
     """
     from clipcli.zeroshot.lint import Lint
 
-    choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache)
+    choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline)
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
         checked = Lint(file, Words([file], None, None, templates, False).expanded())
         opened = _open(choice, talk) if model else None
@@ -125,6 +126,7 @@ def show(
     templates: opt.Templates = None,
     only: Only = None,
     model: opt.Model = None,
+    offline: opt.Offline = False,
     vocabulary: opt.Vocabulary = None,
     activation: opt.ActivationOf = None,
     head_width: opt.HeadWidth = None,
@@ -140,7 +142,7 @@ def show(
     In a pipe a line each: LABEL, tab, PROMPT, and with a model (or its
     vocabulary) tab, number of tokens, the start and end token included.
     """
-    choice = ModelChoice(model, "cpu", "fp32", activation, head_width, vocabulary, no_cache=True)
+    choice = ModelChoice(model, "cpu", "fp32", activation, head_width, vocabulary, no_cache=True, offline=offline)
     words = Words([file], None, None, templates, False)
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
         labels = _only(words.labels(), only or [], file)

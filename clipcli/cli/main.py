@@ -24,8 +24,8 @@ app = typer.Typer(
     name="clipcli",
     help="Sort pictures by words: zero-shot image classification with CLIP.",
     epilog=epilog(
-        "clipcli classify photos/ -m models/ViT-B-32 -L cat -L dog",
-        "clipcli build-classifier labels.txt -m models/ViT-B-32 -o my.safetensors",
+        "clipcli classify photos/ -L cat -L dog",
+        "clipcli build-classifier labels.txt -o my.safetensors",
         'find . -name "*.jpg" -print0 | clipcli classify -0 -l labels.txt -f jsonl | jq .label',
     ),
     no_args_is_help=True,

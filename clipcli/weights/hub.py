@@ -159,23 +159,24 @@ class _Download:
         url = hf_hub_url(self.wanted.repo, name, revision=commit, endpoint=self.api.endpoint)
         headers = build_hf_headers(**self.us)
         known = get_hf_file_metadata(url, timeout=hub_constants.HF_HUB_ETAG_TIMEOUT, headers=headers)
-        if known.etag is None:
-            raise FileMetadataError(f"{name} has no ETag")
+        etag = known.etag or ""
+        if not re.fullmatch(r"[\w-]+", etag):  # it becomes the name of a file
+            raise FileMetadataError(f"{name} has no usable ETag")
         blobs = storage(self.wanted.repo) / "blobs"
-        lock = self.cache / ".locks" / blobs.parent.name / f"{known.etag}.lock"
+        lock = self.cache / ".locks" / blobs.parent.name / f"{etag}.lock"
         for folder in (blobs, lock.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        part = blobs / f"{known.etag}.incomplete"
+        part = blobs / f"{etag}.incomplete"
         with WeakFileLock(lock):
-            if not (blobs / known.etag).exists():
+            if not (blobs / etag).exists():
                 try:
                     self._go_on(url, part, headers, known.size, name)
                 except (_NETWORK, OSError) as error:
                     if _is_cut(error) and part.exists() and part.stat().st_size:
                         raise self._cut(part, known.size) from error
                     raise
-                self._check(part, known.etag)
-                part.replace(blobs / known.etag)
+                self._check(part, etag)
+                part.replace(blobs / etag)
         self.get(name, commit)  # finds the blob, and links it into the snapshot
 
     def _go_on(self, url: str, part: Path, headers: dict[str, str], size: int | None, name: str) -> None:

@@ -22,6 +22,7 @@ from clipcli.model.config import Shape
 FLOATING = {"F16", "BF16", "F32", "F64"}
 _NUMPY = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}  # all that is ever read
 _LFS = b"version https:/"
+_LONGEST_HEADER = 100_000_000  # bytes; more is no safetensors file
 
 Array = NDArray[Any]
 
@@ -77,7 +78,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return torch_files.read(path)
         if head.startswith(_LFS):
             raise ModelError(f"{path}: a pointer of Git LFS, not the weights", hint="fetch them with: git lfs pull")
-        if head[8:9] not in (b"", b"{") and int.from_bytes(head[:8], "little") > path.stat().st_size:
+        if head[8:9] != b"{" and int.from_bytes(head[:8], "little") > _LONGEST_HEADER:
             raise ModelError(
                 f"{path}: no weight file",
                 hint="-m takes a folder with a checkpoint, a .safetensors, or torch's .pt, .bin",

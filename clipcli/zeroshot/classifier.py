@@ -76,6 +76,7 @@ def build(
 
     Raises LabelError (a prompt too long, a label without any prompt), VocabularyError, ModelError.
     """
+    logit_scale = model.checkpoint.logit_scale  # a broken one is told before anything is computed
     fingerprint, arithmetic = model.text_fingerprint, model.arithmetic
     key = keys.classifier_key(labels, templates, fingerprint, model.vocabulary_digest, arithmetic, truncate)
     weight = model.store.classifier(key)
@@ -89,7 +90,7 @@ def build(
     classifier = Classifier(
         weight=weight,
         labels=tuple(labels),
-        logit_scale=model.checkpoint.logit_scale,
+        logit_scale=logit_scale,
         model=model.name,
         image_fingerprint=model.image_fingerprint,
         text_fingerprint=fingerprint,

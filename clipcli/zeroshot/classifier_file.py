@@ -102,9 +102,9 @@ def load_classifier(path: str | Path) -> Classifier:
     except SafetensorError as error:
         raise _broken(path, "truncated, or no safetensors file") from error
     except (ValueError, LabelError) as error:  # also of numbers of thousands of digits
-        raise _broken(path, f"bad metadata ({str(error)[:120]})") from error
+        raise _broken(path, str(error)[:120]) from error
     except RecursionError as error:
-        raise _broken(path, "bad metadata (too deep)") from error
+        raise _broken(path, "its metadata are nested too deep") from error
 
 
 def _check_place(path: Path) -> None:
@@ -118,7 +118,7 @@ def _check_place(path: Path) -> None:
         hint = near if near.startswith("did") else MAKE
         raise UsageError(f"{path}: no such file", hint=hint) from error
     except OSError as error:
-        raise UsageError(f"{path}: can't be read: {(error.strerror or str(error)).lower()}") from error
+        raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
 
 
 def _tensor(file: Any, name: str) -> NDArray[np.float32]:

@@ -249,7 +249,8 @@ def _threshold(value: object, where: str, report: Report) -> float | None:
         number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if math.isfinite(number):
+    if -1 <= number <= 1:  # the range of cosines, and more than that of scores
         return number
-    report.error(LabelError(f"{where}: threshold {value!r} is no number", hint="write it like 0.25"))
+    shown = repr(value)[:40]
+    report.error(LabelError(f"{where}: threshold {shown} is no number from -1 to 1", hint="write it like 0.25"))
     return None
