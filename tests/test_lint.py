@@ -72,7 +72,7 @@ def test_all_errors_of_a_table() -> None:
     )
     assert [(found.line, found.message) for found in checked.found] == [
         (2, "empty alias"),
-        (2, "threshold 'high' is no number"),
+        (2, "threshold 'high' is no number from -1 to 1"),
         (3, "empty label"),
         (4, "5 cells, but 4 columns"),
         (5, 'label "cat" stands twice (first on line 2)'),

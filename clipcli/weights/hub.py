@@ -8,7 +8,6 @@ handed over to its cache once it is whole. What is there already is `fetch.py`'s
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -25,12 +24,6 @@ from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub import constants as hub_constants
 from huggingface_hub.errors import (
     FileMetadataError,
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 from huggingface_hub.file_download import are_symlinks_supported, http_get
 from huggingface_hub.utils import (  # type: ignore[attr-defined]
@@ -41,8 +34,8 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     enable_progress_bars,
 )
 
-from clipcli.errors import ClipcliError, ModelError
-from clipcli.weights import catalog, open_clip, transformers
+from clipcli.errors import ModelError
+from clipcli.weights import open_clip, transformers
 from clipcli.weights.catalog import Entry, size_text
 from clipcli.weights.hub_cache import (
     PREPROCESSING,
@@ -54,12 +47,11 @@ from clipcli.weights.hub_cache import (
     snapshot,
     storage,
 )
+from clipcli.weights.hub_errors import NETWORK, explain, is_cut, no_room
 
 log = logging.getLogger("clipcli")
 
 _VOCABULARIES = (("vocab.json", VOCABULARY), (VOCABULARY,), ("tokenizer.json",), ("bpe_simple_vocab_16e6.txt.gz",))
-_NETWORK: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library, which changed with huggingface_hub's versions
-_LOCAL_HINT = "check the connection and try again, or use a model on this disk: -m PATH"
 
 
 def download(wanted: Wanted, entry: Entry | None, *, vocabulary: bool = True, progress: bool = False) -> Downloaded:
@@ -171,8 +163,8 @@ class _Download:
             if not (blobs / etag).exists():
                 try:
                     self._go_on(url, part, headers, known.size, name)
-                except (_NETWORK, OSError) as error:
-                    if _is_cut(error) and part.exists() and part.stat().st_size:
+                except (NETWORK, OSError) as error:
+                    if is_cut(error) and part.exists() and part.stat().st_size:
                         raise self._cut(part, known.size) from error
                     raise
                 self._check(part, etag)
@@ -210,7 +202,7 @@ class _Download:
         begun = sum(part.stat().st_size for part in (storage(self.wanted.repo) / "blobs").glob("*.incomplete"))
         free = shutil.disk_usage(place).free
         if free < size - begun:
-            raise _no_room(self.wanted, f"{size_text(size)} are needed, {size_text(free)} are free")
+            raise no_room(self.wanted, f"{size_text(size)} are needed, {size_text(free)} are free")
 
 
 def _choose(wanted: Wanted, names: Collection[str]) -> tuple[ModuleType, str]:
@@ -256,8 +248,8 @@ def _conversation(wanted: Wanted, progress: bool) -> Iterator[None]:
         raise ModelError(
             f"{wanted.name}: the server answers, but not as a Hub does", hint="check HF_ENDPOINT, and the proxy"
         ) from error
-    except (_NETWORK, OSError) as error:
-        raise _explain(error, wanted) from error
+    except (NETWORK, OSError) as error:
+        raise explain(error, wanted) from error
     finally:
         theirs.handlers, theirs.propagate = handlers, propagate
         if shown and hub_constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
@@ -268,86 +260,3 @@ class _Relay(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         message = re.sub(r"https?://\S+", "…", record.getMessage())  # of a storage, and long
         log.warning("%s", " ".join(message.split())[:200])
-
-
-def _explain(error: BaseException, wanted: Wanted) -> ClipcliError:
-    """One line for what went wrong, and a hint for what to do."""
-    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # "not here either" says less than why
-    name = wanted.name
-    if isinstance(error, OfflineModeIsEnabled):
-        return ModelError(f"{name} is not in the cache, and HF_HUB_OFFLINE is set", hint="unset it to download")
-    if isinstance(error, GatedRepoError):
-        return ModelError(
-            f"{name} is gated: its owner asks who wants it",
-            hint="accept the terms on its page, then `hf auth login`, or set HF_TOKEN",
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return ModelError(
-            f'{wanted.repo} has no revision "{wanted.revision}"',
-            hint="give a branch, a tag or a commit, or leave out @…",
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        what = "no such model on the Hub" if catalog.find_repo(wanted.repo) else "neither a path here nor on the Hub"
-        near = f"did you mean {' or '.join(catalog.near(name))}? " if catalog.near(name) else ""
-        return ModelError(f"{name}: {what}", hint=f"{near}if it is private: `hf auth login`, or set HF_TOKEN")
-    response = getattr(error, "response", None)
-    if response is not None:
-        return _explain_status(response, wanted)
-    number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return _no_room(wanted, "it is full")
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return ModelError(
-            f"{name}: no permission to write to {hub_cache()}", hint="choose another folder with HF_HUB_CACHE"
-        )
-    if isinstance(error, FileMetadataError):
-        return ModelError(f"{name}: the server answers, but not as a Hub does", hint="check HF_ENDPOINT, and the proxy")
-    if isinstance(error, OSError) and number is not None and not isinstance(error, ConnectionError):
-        return ModelError(f"{name}: {error.filename}: {os.strerror(number).lower()}", hint=f"look at {hub_cache()}")
-    told = re.sub(r"\[Errno -?\d+\] ", "", " ".join(str(error).split())) or type(error).__name__
-    return ModelError(
-        f"{name}: the Hub can't be reached ({told[:1].lower()}{told[1:160].rstrip('.')})", hint=_LOCAL_HINT
-    )
-
-
-def _explain_status(response: Any, wanted: Wanted) -> ModelError:
-    status, name = response.status_code, wanted.name
-    if status == 401:
-        return ModelError(
-            f"{name}: the Hub refuses the token (401)", hint="it is wrong or expired: `hf auth login`, or set HF_TOKEN"
-        )
-    if status == 403:
-        return ModelError(
-            f"{name}: the Hub gives no access (403)",
-            hint="see its page; a token of yours may lack the right to read it",
-        )
-    if status == 429:
-        wait = response.headers.get("Retry-After", "")
-        return ModelError(
-            f"{name}: too many requests for the Hub (429)",
-            hint=f"wait {f'{wait} s' if wait.isdigit() else 'some minutes'}; with a token (HF_TOKEN) more are allowed",
-        )
-    if status >= 500:
-        return ModelError(
-            f"{name}: the Hub is in trouble ({status})",
-            hint="try again in some minutes, or use a model on this disk: -m PATH",
-        )
-    return ModelError(
-        f"{name}: the Hub answers {status}",
-        hint="run it again (it may have just changed), and check HF_ENDPOINT if that is set",
-    )
-
-
-def _no_room(wanted: Wanted, why: str) -> ModelError:
-    return ModelError(
-        f"{wanted.name}: no room for it in {hub_cache()}: {why}",
-        hint="make room (`hf cache ls` shows what is there), or choose another folder with HF_HUB_CACHE",
-    )
-
-
-def _is_cut(error: BaseException) -> bool:
-    """Whether the network ended a download, not the disk or a refusal: then there is a beginning to go on from."""
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code >= 500
-    return not isinstance(error, OSError) or error.errno is None
