@@ -13,7 +13,7 @@ types:
 	mypy
 
 test:
-	pytest
+	pytest -n auto --dist loadfile
 
 smoke:  ## the built wheel, in an environment of its own without test dependencies
 	bash .ci/smoke

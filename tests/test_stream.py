@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures_made import encoded, photo
 
+from clipcli.images import budget as budget_module
 from clipcli.images import stream as stream_module
 from clipcli.images.budget import BIG, Budget
 from clipcli.images.decode import open_picture
@@ -345,6 +346,24 @@ def test_big_pictures_take_turns_and_small_ones_pass() -> None:
         raise ZeroDivisionError
     work("after a failure", 5 * BIG).join(5)
     assert order[4:] == ["after a failure"]
+
+
+def test_memory_goes_back_to_the_system_when_much_was_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = Budget(4 * BIG)
+    trimmed: list[int] = []
+    monkeypatch.setattr(budget_module, "_trim", lambda: trimmed.append)
+    for size in (2 * BIG, BIG - 1, BIG, BIG, 9 * BIG, BIG):
+        with budget.share() as take:
+            take(size)
+        trimmed.append(size)
+    assert trimmed == [2 * BIG, BIG - 1, BIG, 0, BIG, 0, 9 * BIG, BIG]
+    monkeypatch.undo()
+    budget_module._trim.cache_clear()
+    budget_module._trim()(0)  # the real one is there, or harmless
+    monkeypatch.setattr(budget_module.ctypes, "CDLL", lambda _: object())
+    budget_module._trim.cache_clear()
+    assert budget_module._trim()(0) is None
+    budget_module._trim.cache_clear()
 
 
 def test_memory_is_claimed_before_it_is_taken_and_until_the_picture_is_small(

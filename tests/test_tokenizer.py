@@ -291,7 +291,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
         ("merges.txt", b"i n\n\xff h\n", r"merges.txt:2: not UTF-8"),
         ("merges.txt", '{"a": 1}', r"merges.txt: there is no merges.txt beside it"),
         ("v.txt.gz", b"\x1f\x8bnothing", r"v.txt.gz: damaged gzip file"),
-        ("v.txt.gz", gzip.compress(b"h\ni n\n" * 99)[:-12], r"v.txt.gz: damaged gzip file"),
+        ("v.txt.gz", gzip.compress(b"h\ni n\n" * 99, mtime=0)[:-12], r"v.txt.gz: damaged gzip file"),
         ("tokenizer.json", '{"model": {\n"vocab"', r"tokenizer.json:2: bad JSON"),
         ("tokenizer.json", '{"a":' * 99_999, r"tokenizer.json:1: bad JSON"),
         ("tokenizer.json", tokenizer_json(end_of_word_suffix=None), r"no BPE whose words end in </w>"),

@@ -7,9 +7,11 @@ measures nothing and refuses nothing: limits are `decode`'s.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 Take = Callable[[int], None]
 
@@ -25,6 +27,7 @@ class Budget:
 
     def __init__(self, size: int) -> None:
         self._size = self._free = size
+        self._returned = 0  # bytes, since memory was last handed back to the system
         self._changed = threading.Condition()
 
     @contextmanager
@@ -48,6 +51,24 @@ class Budget:
         try:
             yield take
         finally:
-            with self._changed:
-                self._free += held
-                self._changed.notify_all()
+            if held:
+                self._give_back(held)
+
+    def _give_back(self, size: int) -> None:
+        with self._changed:
+            self._returned += size
+            if self._returned >= self._size:
+                _trim()(0)
+                self._returned = 0
+            self._free += size
+            self._changed.notify_all()
+
+
+@cache
+def _trim() -> Callable[[int], object]:
+    """What makes glibc hand freed memory back: else each thread keeps as much as its largest picture took."""
+    try:
+        trim: Callable[[int], object] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library, without this habit
+        return lambda _: None
+    return trim

@@ -37,7 +37,7 @@ Pixels = Literal["auto", "reference"]
 MAX_PIXELS = 250_000_000  # 1 GB once decoded, whatever the mode; the largest telephones' cameras have 200 million
 MAX_BYTES = 1 << 30
 MAX_MEMORY = 8 * MAX_PIXELS  # a picture takes 4 bytes a pixel at most, and as much again when it is converted
-STRIP = 1 << 20  # pixels that are converted at a time
+STRIP = 1 << 18  # pixels of a big or wide-valued picture that are converted at a time
 _PILLOW_LIMIT = 1024**3 // 4 // 3  # what MAX_IMAGE_PIXELS is unless somebody set it
 
 # The common ones first: Pillow imports the others' plugins only when none of these fits.
@@ -197,10 +197,10 @@ def _to_rgb(picture: Image.Image, turn: Image.Transpose | None) -> Image.Image:
     """RGB as a person would see it: in sRGB, on white, upright. `picture` is used up."""
     if picture.mode != "RGB" or picture.has_transparency_data or _way_to_srgb(picture):
         levels = _levels(picture) if picture.mode in ("I", "F") else (0, 65535)
-        if picture.width * picture.height <= STRIP:
+        if 8 * picture.width * picture.height < BIG and not picture.mode.startswith(("I", "F")):
             picture = _seen(picture, levels)
         else:  # what lies between is as large as a strip, not as the picture
-            rgb = Image.new("RGB", picture.size, None)
+            rgb = Image.new("RGB", picture.size)
             for box in _strips(picture.size):
                 rgb.paste(_seen(picture.crop(box), levels), box)
             picture.close()

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from clipcli.images.budget import Budget
+from clipcli.images.budget import Budget, Take
 from clipcli.images.decode import MAX_MEMORY, Pixels, open_picture
 from clipcli.images.transform import Crop, transform
 from clipcli.model.config import Preprocess
@@ -60,13 +60,16 @@ def make_prepare(preprocess: Preprocess, size: int, pixels: Pixels = "auto", cro
 
     def prepare(source: Source) -> Square | Failure:
         with budget.share() as take:
-            picture = open_picture(source, pixels, take)
-            if isinstance(picture, Failure):
-                return picture
-            try:
-                return transform(picture, preprocess, size, pixels=pixels, crop=crop)
-            except MemoryError:
-                return Failure(source.path, FailureKind.TOO_LARGE, "not enough memory to resize it")
+            return prepared(source, take)  # when it returns, the picture is gone, and so its memory
+
+    def prepared(source: Source, take: Take) -> Square | Failure:
+        picture = open_picture(source, pixels, take)
+        if isinstance(picture, Failure):
+            return picture
+        try:
+            return transform(picture, preprocess, size, pixels=pixels, crop=crop)
+        except MemoryError:
+            return Failure(source.path, FailureKind.TOO_LARGE, "not enough memory to resize it")
 
     return prepare
 

@@ -156,6 +156,7 @@ def _delete(connection: sqlite3.Connection, selection: Selection) -> int:
 def _shrink(connection: sqlite3.Connection) -> None:
     """Give free pages back to the disk; what can't be given back now is used again by the store."""
     try:
+        connection.execute("PRAGMA busy_timeout = 1000")  # whoever reads may do so for hours
         connection.execute("VACUUM")
         (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     except sqlite3.OperationalError as error:
