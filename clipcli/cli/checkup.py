@@ -40,7 +40,7 @@ CONSEQUENCES = {  # of environment variables, by the beginning of their names
     "TORCH_": "it changes how torch works",
     "PYTORCH_": "it changes how torch works",
 }
-DECODERS = {"HEIC": ("pillow_heif", "pillow-heif"), "JPEG XL": ("pillow_jxl", "pillow-jxl-plugin")}
+DECODERS = {"HEIC": ("pillow_heif", '"clipcli[heic]"'), "JPEG XL": ("pillow_jxl", '"clipcli[jxl]"')}
 LEVELS = ("problem", "warning", "note")
 
 

@@ -14,6 +14,7 @@ Pillow lets nobody turn that off, and turning the descriptor away would silence 
 
 from __future__ import annotations
 
+import logging
 import re
 import stat
 import warnings
@@ -167,6 +168,7 @@ def _settle_pillow() -> None:
     # What they warn of (odd metadata, many pixels) is decided here by the outcome.
     if _QUIET not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")
+        logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its remarks reach stderr by themselves
     if Image.MAX_IMAGE_PIXELS == _PILLOW_LIMIT:  # a limit that the caller chose himself is his
         Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses from twice this number on
 
