@@ -40,7 +40,8 @@ CONSEQUENCES = {  # of environment variables, by the beginning of their names
     "TORCH_": "it changes how torch works",
     "PYTORCH_": "it changes how torch works",
 }
-DECODERS = {"HEIC": ("pillow_heif", '"clipcli[heic]"'), "JPEG XL": ("pillow_jxl", '"clipcli[jxl]"')}
+DECODERS = {"HEIC": ("pillow_heif", "pillow-heif"), "JPEG XL": ("pillow_jxl", "pillow-jxl-plugin")}
+EXTRAS = {"HEIC": "heic", "JPEG XL": "jxl"}
 LEVELS = ("problem", "warning", "note")
 
 
@@ -133,7 +134,7 @@ def _packages(findings: list[Finding]) -> dict[str, str | None]:
             findings.append(Finding("warning", what))
     for kind, (module, package) in DECODERS.items():
         if find_spec(module) is None:
-            findings.append(Finding("note", f"{kind} pictures need a package: pip install {package}"))
+            findings.append(Finding("note", f'{kind} pictures need {package}: pip install "clipcli[{EXTRAS[kind]}]"'))
     return versions
 
 
