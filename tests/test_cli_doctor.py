@@ -249,7 +249,7 @@ def test_a_settings_file_in_this_folder_is_noted(cli: Run, tmp_path: Path) -> No
 
 def test_decoders_that_are_missing(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkup, "find_spec", lambda name: None)
-    assert 'HEIC pictures need a package: pip install "clipcli[heic]"' in findings(report(cli), "note")
+    assert 'HEIC pictures need pillow-heif: pip install "clipcli[heic]"' in findings(report(cli), "note")
     monkeypatch.setattr(checkup, "find_spec", lambda name: object())
     assert not any("pictures need a package" in text for text in findings(report(cli), "note"))
 
