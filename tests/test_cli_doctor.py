@@ -21,6 +21,7 @@ from test_house import HEAVY, modules_after
 
 from clipcli import __version__
 from clipcli.cli import checkup
+from clipcli.output.text import tilde
 from clipcli.paths import store_file
 from clipcli.store.database import Store
 
@@ -54,8 +55,8 @@ def test_a_healthy_machine(cli: Run, tmp_path: Path) -> None:
         assert found["packages"][name] == metadata.version(name)
     assert 1 <= found["cpus"]["usable"] <= found["cpus"]["all"] == os.cpu_count()
     assert found["devices"] is None
-    assert found["caches"]["store"] == {"path": checkup.tilde(store_file()), "size": 0, "entries": 0}
-    assert found["caches"]["models"]["path"] == checkup.tilde(tmp_path / "hub")
+    assert found["caches"]["store"] == {"path": tilde(store_file()), "size": 0, "entries": 0}
+    assert found["caches"]["models"]["path"] == tilde(tmp_path / "hub")
     assert findings(found, "problem") == []
     by_name = {one["name"]: one for one in found["settings"]}
     assert by_name["device"] == {"name": "device", "value": "auto", "source": "built-in"}
@@ -69,7 +70,7 @@ def test_the_page_has_the_same_facts(cli: Run) -> None:
     assert page.startswith(f"clipcli {__version__}, Python {platform.python_version()}, ")
     assert f"torch {metadata.version('torch')}" in re.sub(" +", " ", page).split("\n ")
     assert "\ndevices\n  not looked at; use --devices\n" in page
-    assert checkup.tilde(store_file()) in page
+    assert tilde(store_file()) in page
     assert "option > environment > clipcli.toml > " in page
 
 

@@ -25,7 +25,7 @@ from clipcli.cli import defaults
 from clipcli.cli.defaults import Effective
 from clipcli.cli.usage import propose
 from clipcli.errors import ClipcliError, UsageError
-from clipcli.output.text import counted
+from clipcli.output.text import counted, tilde
 from clipcli.paths import store_file
 
 LITTLE_DISK = 5 * 10**9  # bytes: the largest model of the catalogue, with room to work
@@ -261,9 +261,3 @@ def _of_model(options: Iterable[Effective]) -> Iterator[Finding]:
 def _of_folder() -> Iterator[Finding]:
     if settings.LOCAL.is_file():
         yield Finding("note", f"{settings.LOCAL} in this folder sets defaults for every run that starts here")
-
-
-def tilde(path: str | Path) -> str:
-    """A path without the name of its owner."""
-    home = f"{Path.home()}{os.sep}"
-    return f"~{os.sep}{str(path).removeprefix(home)}" if str(path).startswith(home) else str(path)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clipcli import settings
 from clipcli.cli import options as opt
-from clipcli.cli.checkup import Checkup, examine, tilde
 from clipcli.cli.columns import aligned
 from clipcli.errors import ExitCode
-from clipcli.output.text import counted, printable
+from clipcli.output.text import counted, printable, tilde
 from clipcli.paths import config_dir
+
+if TYPE_CHECKING:
+    from clipcli.cli.checkup import Checkup
 
 EXAMPLES = opt.epilog(
     "clipcli doctor",
@@ -42,6 +44,8 @@ def doctor(
     Exit code 1: something is broken (the store, a settings file, a package that is missing).
     """
     typed = {name: context.params[name] for name in ("model", "device") if _is_typed(context, name)}
+    from clipcli.cli.checkup import examine
+
     found = examine(context.find_root().command, typed, devices=devices or "device" in typed)
     typer.echo(json.dumps(_plain(found), indent=2) if as_json else "\n".join(_page(found)))
     raise typer.Exit(ExitCode.FAILED if found.is_broken else ExitCode.OK)
@@ -63,6 +67,7 @@ def _plain(found: Checkup) -> dict[str, Any]:
 
 def _page(found: Checkup) -> Iterator[str]:
     """The report for people."""
+
     yield f"clipcli {found.clipcli}, Python {found.python}, {found.platform}"
     memory = _size(found.memory) if found.memory else "unknown"
     yield f"{counted(found.cpus['usable'], 'CPU')} of {found.cpus['all']}, {memory} of memory"

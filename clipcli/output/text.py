@@ -5,8 +5,10 @@ No rich here: errors and summaries are printed by runs that draw no table.
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections import Counter
+from pathlib import Path
 
 from clipcli.records import Failure, Row
 
@@ -30,6 +32,12 @@ def _visible(char: str) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 picture`, `1,200 pictures`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def tilde(path: str | Path) -> str:
+    """A path without the name of its owner."""
+    home = f"{Path.home()}{os.sep}"
+    return f"~{os.sep}{str(path).removeprefix(home)}" if str(path).startswith(home) else str(path)
 
 
 class Counts:
