@@ -6,6 +6,7 @@ characters escaped.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -69,7 +70,8 @@ class Talk:
 
     @contextmanager
     def listening(self) -> Iterator[Talk]:
-        """Show the library's notices for as long as this lasts."""
+        """Show the library's notices for as long as this lasts, the time in which a command works."""
+        gc.enable()
         logger, handler = logging.getLogger("clipcli"), _Notices(self)
         propagate, logger.propagate = logger.propagate, False
         logger.addHandler(handler)

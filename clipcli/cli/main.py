@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 import traceback
@@ -59,6 +60,7 @@ def _root(
 
 def main() -> NoReturn:
     """Run the command line and leave the process with its exit code."""
+    gc.disable()  # what starting up makes lives on; `Talk.listening` turns it on again for work
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the caller: its number must not become another file's
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 -- for as long as we live
