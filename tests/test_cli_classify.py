@@ -514,3 +514,23 @@ def test_ctrl_c_keeps_finished_rows(tmp_path: Path) -> None:
 def test_a_help_page_into_a_closed_pipe(arguments: list[str], code: int) -> None:
     result = shell(f"clipcli {' '.join(arguments)} | true; echo ${{PIPESTATUS[0]}} >&2")
     assert result.stderr == f"{code}\n"
+
+
+def test_ctrl_c_while_a_picture_is_awaited_on_stdin() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "clipcli", "classify", "-", *LABELS],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    ) as process:
+        time.sleep(6)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+        assert process.stderr and b"rror" not in process.stderr.read()
+
+
+def test_the_list_on_stdin_is_not_the_output(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("rocket.jpg\n")
+    result = shell(f"clipcli classify -L cat -L dog -o {tmp_path}/list --force < {tmp_path}/list")
+    assert result.returncode == 2 and "is read by this very run" in result.stderr
+    assert (tmp_path / "list").read_text() == "rocket.jpg\n"

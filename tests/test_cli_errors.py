@@ -206,3 +206,23 @@ def test_a_bug_keeps_its_traceback(cli: Run, photos: Path, monkeypatch: pytest.M
 def test_control_characters_of_names_do_not_reach_the_terminal(cli: Run, tmp_path: Path) -> None:
     result = cli("classify", tmp_path / "a\x1b[31m\n.jpg", *LABELS)
     assert "\x1b" not in result.err and "\\x1b" in result.err
+
+
+def test_force_never_overwrites_what_the_run_reads(cli: Run, tmp_path: Path, photos: Path) -> None:
+    """Labels, list, model and pictures: refused, by whatever way they came in, and left as they were."""
+    model = tiny.save(tmp_path / "m")
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    (tmp_path / "list").write_text("a.jpg\n")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.jpg").write_bytes((photos / "rocket.jpg").read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    labels = ("-l", tmp_path / "labels.txt", "-m", model, "--force")
+    for path in before:
+        given = ("--files-from", tmp_path / "list") if path.name == "list" else (tmp_path / "pictures",)
+        if path.name == "open_clip_config.json":
+            continue
+        result = cli("classify", *given, *labels, "-o", path)
+        assert result.code == 2 and "hint: " in result.err, path
+        result = cli("build-classifier", *labels[:-1], "--force", "-o", path) if path.name != "list" else result
+        assert result.code == 2, path
+    assert {path: path.read_bytes() for path in before} == before

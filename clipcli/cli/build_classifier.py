@@ -87,6 +87,8 @@ def build_classifier(
         sets = old.templates if old and own else words.expanded()
         with talk.working("loading the model"):
             opened = choice.open(talk)
+        if output is not None:
+            check_new_file(output, force=force, read=opened.files)
         built = words.build(opened, found, sets, talk, old)
         if output is not None:
             save_classifier(built.classifier, output)

@@ -132,7 +132,16 @@ def classify(
     destination = Destination(None if output == Path("-") else output, format, force, top_k, print0, color)
     choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline)
     words = Words(labels or [], label, prompts, templates, truncate, classifier)
-    read = [*pictures.inputs, files_from, *words.files, background, prompts, classifier, *(templates or [])]
+    read = [
+        "/dev/stdin",
+        *pictures.inputs,
+        files_from,
+        *words.files,
+        background,
+        prompts,
+        classifier,
+        *(templates or []),
+    ]
     destination.check(read)
     pictures.check()
     choice.check()
@@ -157,6 +166,7 @@ def classify(
         )
         wanted = frozenset(select or [])
         opened, found, rest = _prepare(choice, words, background, unknown_label, wanted, talk)
+        destination.check(opened.files)
         talk.detail("batch size {}, {} decoding threads".format(*speed(options, opened)))
         rows = task(pictures.walk(), found, opened, options, background=rest)
         with talk.working("classifying"):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from clipcli.cli.console import wants_color
 from clipcli.errors import OutputError, UsageError
-from clipcli.images.find import Walk, check_inputs, read_list
+from clipcli.images.find import HEAD, Walk, check_inputs, read_list, sniff
 from clipcli.records import Failure, FailureKind, Row, Source
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ def check_new_file(path: Path, *, force: bool, read: Sequence[object] = ()) -> N
             raise UsageError(f"{path}: is read by this very run", hint="choose another file with --output")
         if path.is_file() and not force:
             raise UsageError(f"{path}: exists already", hint="use --force to replace it")
+        if path.is_file() and _is_picture(path):  # maybe one of those that a folder or a list will name
+            raise UsageError(f"{path}: is a picture", hint="remove it first, or choose another file with --output")
         if path.is_symlink() and not path.exists():
             raise UsageError(f"{path}: is a link to nothing", hint="remove it, or name another file")
         if not path.parent.is_dir():
@@ -121,6 +123,11 @@ def check_new_file(path: Path, *, force: bool, read: Sequence[object] = ()) -> N
             raise OutputError(f"{path}: no permission to write there", hint="choose another place with --output")
     except OSError as error:  # no permission even to look
         raise cannot_write(str(path), error) from error
+
+
+def _is_picture(path: Path) -> bool:
+    with path.open("rb") as file:
+        return sniff(file.read(HEAD)) is not None
 
 
 def _is_same(path: Path, other: object) -> bool:
@@ -197,7 +204,11 @@ class Pictures:
 def _picture_on_stdin() -> Source | Failure:
     from clipcli.images.decode import MAX_BYTES
 
-    data = sys.stdin.buffer.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        return Failure("-", FailureKind.TOO_LARGE, f"more than {MAX_BYTES >> 30} GiB came")
-    return Source("-", data)
+    # Raw: a buffered read holds a lock that the interpreter can't take back when Ctrl-C ends it.
+    stream = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
+    data = bytearray()
+    while chunk := stream.read(1 << 20):
+        data += chunk
+        if len(data) > MAX_BYTES:
+            return Failure("-", FailureKind.TOO_LARGE, f"more than {MAX_BYTES >> 30} GiB came")
+    return Source("-", bytes(data))

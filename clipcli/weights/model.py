@@ -82,6 +82,12 @@ class Model:
         return self.checkpoint.name
 
     @property
+    def files(self) -> list[Path]:
+        """The files that it is read from."""
+        words = self.checkpoint.vocabulary
+        return [*self.checkpoint.files, *(files_of(words) if words else [])]
+
+    @property
     def config(self) -> ClipConfig:
         """Its architecture and preprocessing."""
         return self.checkpoint.config
