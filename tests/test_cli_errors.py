@@ -219,8 +219,6 @@ def test_force_never_overwrites_what_the_run_reads(cli: Run, tmp_path: Path, pho
     labels = ("-l", tmp_path / "labels.txt", "-m", model, "--force")
     for path in before:
         given = ("--files-from", tmp_path / "list") if path.name == "list" else (tmp_path / "pictures",)
-        if path.name == "open_clip_config.json":
-            continue
         result = cli("classify", *given, *labels, "-o", path)
         assert result.code == 2 and "hint: " in result.err, path
         result = cli("build-classifier", *labels[:-1], "--force", "-o", path) if path.name != "list" else result

@@ -83,9 +83,10 @@ class Model:
 
     @property
     def files(self) -> list[Path]:
-        """The files that it is read from."""
-        words = self.checkpoint.vocabulary
-        return [*self.checkpoint.files, *(files_of(words) if words else [])]
+        """The files that it is read from, and those beside them in its folder."""
+        path, words = self.checkpoint.path, self.checkpoint.vocabulary
+        beside = path.iterdir() if path.is_dir() else []
+        return [*self.checkpoint.files, *beside, *(files_of(words) if words else [])]
 
     @property
     def config(self) -> ClipConfig:
