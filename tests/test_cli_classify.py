@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -91,6 +92,18 @@ def test_formats_agree(cli: Run, format: str) -> None:
             row["label"] in line and row["path"] in line
             for row, line in zip(jsonl, (line for line in result.lines if "!truncated" not in line), strict=True)
         )
+
+
+@pytest.mark.parametrize("format", ["tsv", "csv", "jsonl", "table", "paths"])
+def test_pictures_that_others_made(cli: Run, pictures: Path, tmp_path: Path, format: str) -> None:
+    """Twenty ImageNet photographs with labels and indices beside them: one row each, sorted, in every format."""
+    with tarfile.open(pictures / "imagenet-fullsize-20.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    expected = sorted(str(path) for path in tmp_path.glob("*.jpg"))
+    result = cli("classify", tmp_path, *LABELS, "-f", format)
+    lines = result.lines[1:] if format == "csv" else result.lines
+    assert result.code == 0 and len(expected) == 20
+    assert [next(path for path in expected if path in line) for line in lines] == expected
 
 
 def test_a_pipe_gets_tsv_and_no_escape_codes(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
