@@ -77,9 +77,11 @@ def run(args: list[str]) -> int:
     except SystemExit as error:  # Typer leaves so when completion is done, and with 1 when the pipe was closed
         if error.code != 1 or "_CLIPCLI_COMPLETE" in os.environ:  # fish asks by exit code
             raise
-        return _closed_pipe()
+        _drop_stdout()
+        return ExitCode.OK
     except BrokenPipeError:
-        return _closed_pipe()
+        _drop_stdout()
+        return ExitCode.OK
     except (KeyboardInterrupt, typer.Abort):
         return ExitCode.INTERRUPTED
     except typer.TyperException as error:
@@ -95,7 +97,8 @@ def run(args: list[str]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return _bug()
         say_error(cannot_write("stdout", error), color)
-        return _closed_pipe() or ExitCode.FAILED
+        _drop_stdout()
+        return ExitCode.FAILED
     except Exception:
         return _bug()
 
@@ -117,7 +120,6 @@ def _defaults(args: list[str]) -> dict[str, Any]:
         raise
 
 
-def _closed_pipe() -> int:
-    """Whoever read our output has seen enough; the interpreter must not flush the rest into the closed pipe."""
+def _drop_stdout() -> None:
+    """Let the rest go nowhere: the interpreter must not flush it into a closed pipe or onto a full disk."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return ExitCode.OK
