@@ -72,7 +72,7 @@ class Tokenizer:
         """Ids of `text` without start and end token."""
         words = self._words
         ids: list[int] = []
-        for word in _pattern().findall(clean(text)):
+        for word in words_of(text):
             ids += words.get(word) or self._encode_word(word)
         return ids
 
@@ -87,6 +87,17 @@ class Tokenizer:
         """The pieces of `text` to be read: `</w>` ends a word, part of a character shows as `\\xe2`."""
         return [self._unspell(self._tokens[i], "backslashreplace") for i in self.encode(text)]
 
+    @property
+    def merges(self) -> list[str]:
+        """`left right` of each merge, in order: the lines of a `merges.txt`."""
+        return list(map(" ".join, self._ranks))
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """The id of each token as it is spelled in vocabulary files; start and end under OpenAI's names."""
+        others = {token: i for token, i in self._ids.items() if token not in (*STARTS, *ENDS)}
+        return others | {STARTS[0]: self.start_token, ENDS[0]: self.end_token}
+
     @cached_property
     def _tokens(self) -> dict[int, str]:
         return {i: token for token, i in self._ids.items()}
@@ -95,9 +106,7 @@ class Tokenizer:
         return bytes(_bytes()[letter] for letter in spelled).decode(errors=errors)
 
     def _encode_word(self, word: str) -> list[int]:
-        parts = list(word.encode().decode("latin-1").translate(_letters()))
-        parts[-1] += END_OF_WORD
-        parts = _join(parts, self._ranks)
+        parts = _join(spell(word), self._ranks)
         if len(self._words) >= MOST_WORDS:
             self._words.clear()
         ids = self._words[word] = [self._ids[part] for part in parts]
@@ -116,6 +125,18 @@ def files_of(vocabulary: Path) -> list[Path]:
     """All files that the vocabulary at this path is made of."""
     beside = vocabulary.with_name("merges.txt")
     return [vocabulary, beside] if vocabulary.name == "vocab.json" and beside.is_file() else [vocabulary]
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, which no token reaches beyond."""
+    return _pattern().findall(clean(text))
+
+
+def spell(word: str) -> list[str]:
+    """The letters of a word, one a byte; the last ends it."""
+    letters = list(word.encode().decode("latin-1").translate(_letters()))
+    letters[-1] += END_OF_WORD
+    return letters
 
 
 def clean(text: str) -> str:

@@ -7,7 +7,6 @@ transformers is not imported.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,25 +30,24 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_NAMES = (  # theirs, ours; applied in order
-    (r"^vision_model\.", "visual."),
-    (r"^text_model\.", ""),
-    (r"encoder\.layers\.", "transformer.resblocks."),
-    (r"layer_norm1\.", "ln_1."),
-    (r"layer_norm2\.", "ln_2."),
-    (r"self_attn\.", "attn."),
-    (r"mlp\.fc1\.", "mlp.c_fc."),
-    (r"mlp\.fc2\.", "mlp.c_proj."),
-    (r"pre_layrnorm\.", "ln_pre."),
-    (r"post_layernorm\.", "ln_post."),
-    (r"final_layer_norm\.", "ln_final."),
-    (r"embeddings\.patch_embedding\.", "conv1."),
-    (r"embeddings\.class_embedding$", "class_embedding"),
-    (r"embeddings\.position_embedding\.weight$", "positional_embedding"),
-    (r"embeddings\.token_embedding\.", "token_embedding."),
-    (r"^visual_projection\.weight$", "visual.proj"),
-    (r"^text_projection\.weight$", "text_projection"),
-)
+# theirs -> ours, for names in whole, towers, and parts of the name within a tower; `export` reads them backwards
+WHOLE = {"visual_projection.weight": "visual.proj", "text_projection.weight": "text_projection"}
+TOWERS = {"vision_model.": "visual.", "text_model.": ""}
+PARTS = {
+    "encoder.layers.": "transformer.resblocks.",
+    "layer_norm1.": "ln_1.",
+    "layer_norm2.": "ln_2.",
+    "self_attn.": "attn.",
+    "mlp.fc1.": "mlp.c_fc.",
+    "mlp.fc2.": "mlp.c_proj.",
+    "pre_layrnorm.": "ln_pre.",
+    "post_layernorm.": "ln_post.",
+    "final_layer_norm.": "ln_final.",
+    "embeddings.patch_embedding.": "conv1.",
+    "embeddings.class_embedding": "class_embedding",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "embeddings.token_embedding.": "token_embedding.",
+}
 
 
 def read(folder: Path, weights: Path) -> tuple[ClipConfig, dict[str, Tensor], tuple[Path, ...]]:
@@ -73,10 +71,7 @@ def rename(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors by their original names; what has none keeps its own."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        ours = name
-        for pattern, replacement in _NAMES:
-            ours = re.sub(pattern, replacement, ours)
-        renamed[ours] = _transposed(tensor) if ours in ("visual.proj", "text_projection") else tensor
+        renamed[_ours(name)] = transposed(tensor) if name in WHOLE else tensor
     for name in [name for name in renamed if ".attn.q_proj." in name]:
         names = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
         parts = [renamed[part] for part in names if part in renamed]
@@ -87,7 +82,18 @@ def rename(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _transposed(tensor: Tensor) -> Tensor:
+def _ours(name: str) -> str:
+    for theirs, ours in TOWERS.items():
+        if name.startswith(theirs):
+            name = name.removeprefix(theirs)
+            for part, replacement in PARTS.items():
+                name = name.replace(part, replacement)
+            return ours + name
+    return WHOLE.get(name, name)
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """The projections: their rows are our columns, and the other way round."""
     from clipcli.weights.tensors import Tensor
 
     return Tensor(tensor.shape[::-1], tensor.dtype, lambda: tensor.read().T)
