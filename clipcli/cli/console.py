@@ -139,6 +139,9 @@ class Ticker:
     def __call__(self, done: int, total: int | None = None) -> None:
         """`done` things are done, of `total` if that is known."""
 
+    def say(self, text: str) -> None:
+        """Where the work stands, in other words than counts."""
+
 
 class LiveTicker(Ticker):
     """Counts on the terminal, ten times a second at most."""
@@ -156,11 +159,19 @@ class LiveTicker(Ticker):
         self.shown = now
         rate = done / (now - self.began)
         count = f"{done:,} of {total:,}" if total else f"{done:,}"
-        left = f", {_duration((total - done) / rate)} left" if total and rate else ""
+        left = f", {duration((total - done) / rate)} left" if total and rate else ""
         self.update(f"{self.text}: {count}, {rate:.1f}/s{left}")
 
+    def say(self, text: str) -> None:
+        """Show `text` in place of the counts."""
+        now = time.monotonic()
+        if now - self.shown >= 0.1:
+            self.shown = now
+            self.update(text)
 
-def _duration(seconds: float) -> str:
+
+def duration(seconds: float) -> str:
+    """`1:05:09` or `5:09`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

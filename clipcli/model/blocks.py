@@ -5,6 +5,8 @@ Attribute names are those of the original state dict, so that loading needs no m
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,6 +33,20 @@ class QuickGELU(nn.Module):
 
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+
+
+def positions(embedding: Tensor, places: int) -> Tensor:
+    """Positional embeddings [1 + places, width] for a square grid of `places`, whatever grid they were made for.
+
+    The first belongs to the class token (or the mean). Another grid than the model's own comes up only in training
+    at several sizes; the embeddings are then interpolated.
+    """
+    if len(embedding) == places + 1:
+        return embedding
+    old, new = math.isqrt(len(embedding) - 1), math.isqrt(places)
+    grid = embedding[1:].T.view(1, -1, old, old)
+    grid = F.interpolate(grid, size=(new, new), mode="bilinear", antialias=True, align_corners=False)
+    return torch.cat([embedding[:1], grid.flatten(2)[0].T])
 
 
 class Attention(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipcli.model.blocks import positions
 from clipcli.model.config import ResNetConfig
 
 
@@ -64,7 +65,8 @@ class AttentionPool2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, width, grid, grid] to [B, embed_dim]."""
         x = x.flatten(2).transpose(1, 2)  # [B, grid ** 2, width]
-        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding.to(x.dtype)
+        places = positions(self.positional_embedding, x.shape[1])
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + places.to(x.dtype)  # [B, grid ** 2 + 1, width]
         q, k, v = (self._split(y) for y in (self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)))
         x = F.scaled_dot_product_attention(q, k, v)  # [B, heads, 1, width / heads]
         return self.c_proj(x.transpose(1, 2).flatten(1))

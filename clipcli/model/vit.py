@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from clipcli.model.blocks import LayerNorm, Transformer
+from clipcli.model.blocks import LayerNorm, Transformer, positions
 from clipcli.model.config import ViTConfig
 
 
@@ -30,7 +30,8 @@ class VisionTransformer(nn.Module):
         """Map normalised pictures [B, 3, size, size] to embeddings [B, embed_dim], not normalised."""
         x = self.conv1(x)  # [B, width, grid, grid]
         x = x.flatten(2).transpose(1, 2)  # [B, grid ** 2, width]
+        places = positions(self.positional_embedding, x.shape[1])
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # [B, grid ** 2 + 1, width]
-        x = self.ln_pre(x + self.positional_embedding.to(x.dtype))
+        x = self.ln_pre(x + places.to(x.dtype))
         x = self.transformer(x)  # [B, grid ** 2 + 1, width]
         return self.ln_post(x[:, 0]) @ self.proj  # [B, embed_dim]: the class token alone

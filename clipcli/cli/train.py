@@ -1,0 +1,332 @@
+"""`clipcli train`: pairs of pictures and words into a model directory."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from clipcli.cli import options as opt
+from clipcli.cli.console import Talk, duration
+from clipcli.errors import ExitCode, OutputError, UsageError
+from clipcli.output.text import counted
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from clipcli.train.config import TrainConfig
+    from clipcli.train.run import Evaluated, Ready, Request, Step
+
+SHOWN = 5  # failures that are listed without --verbose
+
+DATA, MODEL, RECIPE = "Data", "Model", "Recipe"
+
+EXAMPLES = opt.epilog(
+    "clipcli train photos/ -o my-model --init ViT-B-32-256-datacomp --epochs 5 --learning-rate 1e-5",
+    "clipcli train captions.csv -o my-model --recipe recipe.toml --eval val=photos-val/",
+    "clipcli train 'shard-000.tar' 'shard-001.tar' -o my-model --recipe recipe.toml --set seed=1",
+    "clipcli train captions.csv -o my-model --recipe recipe.toml --resume",
+    "torchrun --nproc-per-node 4 -m clipcli train shards/ -o my-model --recipe recipe.toml",
+)
+
+Data = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DATA...",
+        help="Folders of class folders, CSV or JSONL files of path and caption (or label), webdataset .tar files.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="DIR",
+        help="The model directory; checkpoint and log.csv go there too.",
+        rich_help_panel=opt.OUTPUT,
+        show_default=False,
+    ),
+]
+WordsOf = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        "-l",
+        metavar="FILE",
+        help="Words of the classes: aliases become captions too, groups (a|b) are broader words.",
+        rich_help_panel=DATA,
+    ),
+]
+Templates = Annotated[
+    str | None,
+    typer.Option("--templates", "-t", metavar="SET", help="Templates of the captions.", rich_help_panel=DATA),
+]
+MaxPerLabel = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="At most N pairs of each class or caption.", rich_help_panel=DATA)
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop at the first picture that can't be read.", rich_help_panel=DATA)
+]
+Eval = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--eval",
+        metavar="[NAME=]SET",
+        help="Labelled pictures to try the model on while it trains (repeatable).",
+        rich_help_panel=DATA,
+    ),
+]
+Init = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Go on from this model instead of from random weights.", rich_help_panel=MODEL),
+]
+Freeze = Annotated[
+    Literal["none", "image", "text"] | None,
+    typer.Option(help="Keep one tower as it is (image: LiT).", rich_help_panel=MODEL),
+]
+VocabularySize = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Size of the vocabulary learned from the captions.", rich_help_panel=MODEL),
+]
+Recipe = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Settings, in TOML; options given here overrule it.", rich_help_panel=RECIPE),
+]
+Epochs = Annotated[float | None, typer.Option(metavar="N", help="Passes over the data.", rich_help_panel=RECIPE)]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", "-b", metavar="N", help="Pairs in a batch, over all devices.", rich_help_panel=RECIPE),
+]
+LearningRate = Annotated[float | None, typer.Option(metavar="R", help="Its peak.", rich_help_panel=RECIPE)]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Decides everything random.", rich_help_panel=RECIPE)]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"] | None,
+    typer.Option("--precision", "-p", help="auto: bf16 or fp16 on CUDA, else fp32.", rich_help_panel=RECIPE),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any setting of a recipe (repeatable); docs/training.md lists them.",
+        rich_help_panel=RECIPE,
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR.", rich_help_panel=opt.OUTPUT)]
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Write TensorBoard events into DIR too.", rich_help_panel=opt.OUTPUT)
+]
+
+
+def train(
+    data: Data,
+    output: Output,
+    labels: WordsOf = None,
+    templates: Templates = None,
+    max_per_label: MaxPerLabel = None,
+    strict: Strict = False,
+    evaluate: Eval = None,
+    init: Init = None,
+    freeze: Freeze = None,
+    vocabulary: opt.Vocabulary = None,
+    vocabulary_size: VocabularySize = None,
+    recipe: Recipe = None,
+    settings: Settings = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    precision: Precision = None,
+    seed: Seed = None,
+    device: opt.Device = "auto",
+    workers: opt.Workers = None,
+    resume: Resume = False,
+    force: opt.Force = False,
+    tensorboard: TensorBoard = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    color: opt.Color = "auto",
+    debug: opt.Debug = False,
+) -> None:
+    """Train a CLIP on pairs of pictures and words, or fine-tune one."""
+    from clipcli.images.stream import default_workers
+    from clipcli.train import devices
+    from clipcli.train.config import TrainConfig, parse_setting
+    from clipcli.train.run import Request
+    from clipcli.zeroshot.labels import read
+
+    typed: dict[str, object] = dict(map(parse_setting, settings or []))
+    named = {
+        "init": init,
+        "freeze": freeze,
+        "templates": templates,
+        "max_per_label": max_per_label,
+        "epochs": epochs,
+        "vocabulary_size": vocabulary_size,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "precision": precision,
+        "seed": seed,
+    }
+    config = TrainConfig.read(recipe, typed | {name: value for name, value in named.items() if value is not None})
+    with (
+        devices.joined(device) as (share, own),
+        Talk(quiet=quiet or share.rank > 0, verbose=verbose, color=color).listening() as talk,
+    ):
+        if not share.rank:
+            _check_output(output, resume=resume, force=force)
+        request = Request(
+            data,
+            output,
+            words=read(labels) if labels else (),
+            sets=_sets(evaluate or []),
+            vocabulary=vocabulary,
+            resume=resume,
+            strict=strict,
+            workers=workers or default_workers(),
+            device=own,
+            share=share,
+        )
+        board = _board(output) if tensorboard and not share.rank else None
+        _run(request, config, talk, board)
+
+
+def _run(request: Request, config: TrainConfig, talk: Talk, board: SummaryWriter | None) -> None:
+    """Train to the end, or to the first interruption, which ends with exit code 130."""
+    from clipcli.train.run import Evaluated, Ready, Step
+    from clipcli.train.run import train as run
+
+    began = time.monotonic()
+    evaluated: Evaluated | None = None
+    step: Step | None = None
+    with talk.working("reading the data") as tick, closing(run(request, config, tick)) as events, _signals() as signals:
+        for event in events:
+            if isinstance(event, Ready):
+                _tell(event, talk)
+            elif isinstance(event, Step):
+                tick.say(_line(event))
+                step = event
+                if board:
+                    _draw(board, step.number, {"loss": step.loss, "scale": step.scale, "rate": step.learning_rate})
+            elif isinstance(event, Evaluated):
+                evaluated = event
+                talk.notice(f"{_line(step) if step else ''} · {_accuracies(event)}", name=False)
+                if board:
+                    _draw(board, event.step, event.accuracy)
+            if signals:
+                break
+    if signals:
+        talk.notice(f"stopped; the same command with --resume goes on in {request.output}")
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    plot = _plot(request.output)
+    took = duration(time.monotonic() - began)
+    told = f", {_accuracies(evaluated)}" if evaluated else ""
+    talk.notice(f"{request.output}: trained in {took}{told}{'; curves in ' + plot.name if plot else ''}")
+    talk.notice(f"use it: clipcli classify photos/ -L cat -L dog -m {shlex.quote(str(request.output))}")
+
+
+def _tell(ready: Ready, talk: Talk) -> None:
+    kept = "kept in memory" if ready.kept else "read again each epoch"
+    talk.notice(
+        f"{counted(ready.pairs, 'pair')} to learn from, {ready.held_out:,} held out, {kept}; "
+        f"{ready.parameters:,} parameters, vocabulary of {ready.vocab_size:,}"
+    )
+    if ready.failures:
+        talk.notice(f"{counted(len(ready.failures), 'picture')} left out:")
+        shown = ready.failures if talk.verbose else ready.failures[:SHOWN]
+        for failure in shown:
+            talk.notice(f"  {failure.path}: {failure.message}", name=False)
+        if len(shown) < len(ready.failures):
+            talk.notice("  … (-v lists all)", name=False)
+    if ready.done:
+        talk.notice(f"going on after step {ready.done:,} of {ready.steps:,}")
+
+
+def _line(step: Step) -> str:
+    """`epoch 3.2 · step 1,200/9,000 · loss 2.31 · …`."""
+    return " · ".join(
+        (
+            f"epoch {step.epoch:.1f}",
+            f"step {step.number:,}/{step.steps:,}",
+            f"loss {step.loss:.3f}",
+            f"scale {step.scale:.1f}",
+            f"{step.image_size} px",
+            f"{step.pictures_per_second:,.0f} pictures/s",
+            f"{duration(step.seconds_left)} left",
+        )
+    )
+
+
+def _accuracies(event: Evaluated) -> str:
+    told = ", ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in event.accuracy.items())
+    return f"accuracy: {told or 'nothing to measure on'}{' (kept)' if event.best else ''}"
+
+
+def _check_output(output: Path, *, resume: bool, force: bool) -> None:
+    """Raise UsageError where the folder holds anything and the run neither goes on with it nor may replace it."""
+    if output.is_dir() and any(output.iterdir()) and not (resume or force):
+        hint = "use --resume to go on with its run, or --force to begin anew in it"
+        raise UsageError(f"{output}: exists already", hint=hint)
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output}: is a file", hint="name a folder for the model")
+    if not output.parent.is_dir():
+        raise OutputError(f"{output}: the folder {output.parent} does not exist", hint=f"mkdir -p {output.parent}")
+
+
+def _sets(given: Sequence[str]) -> dict[str, str]:
+    """`name=path` or a path, whose last part without ending is then the name."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or Path(text).exists():
+            name, path = Path(text).name.partition(".")[0], text
+        if name in found:
+            raise UsageError(f'two sets to evaluate on are named "{name}"', hint="write --eval NAME=PATH")
+        found[name] = path
+    return found
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals that came: the first Ctrl-C or SIGTERM ends the run after its step, the second at once."""
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _plot(folder: Path) -> Path | None:
+    """The curves of the log as `curves.svg`, where the extra that draws is installed."""
+    from clipcli.train.plot import plot
+
+    return plot(folder)
+
+
+def _board(folder: Path) -> SummaryWriter:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        hint = 'pip install "clipcli[tensorboard]"'
+        raise UsageError("--tensorboard needs a package that isn't installed", hint=hint) from error
+    return SummaryWriter(str(folder))
+
+
+def _draw(board: SummaryWriter, step: int, values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        board.add_scalar(name, value, step)

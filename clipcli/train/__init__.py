@@ -1,0 +1,1 @@
+"""Training: pairs of pictures and words in, a model directory out (paper, section 2)."""

@@ -1,0 +1,126 @@
+"""A run's state on disk: one safetensors file, replaced as a whole, from which the run goes on bit for bit.
+
+Tensors: the weights, the optimiser's two moments, the running mean. Everything else is one JSON string in its
+metadata: step, best result, settings, vocabulary, a digest of the data. No pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clipcli.errors import ModelError, OutputError, UsageError
+from clipcli.model.clip import CLIP
+from clipcli.train.config import TrainConfig
+from clipcli.train.optim import Ema
+from clipcli.train.pairs import Pair
+
+NAME = "checkpoint.safetensors"
+_VERSION = 1
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class State:
+    """Where a run stands, besides its tensors."""
+
+    config: TrainConfig
+    data: str  # digest of the pairs
+    merges: str  # the vocabulary
+    step: int = 0
+    best: float = -1.0
+    seconds: float = 0.0  # that the run has taken so far, over all its sessions
+    updates: int = 0  # of the weights; fp16 leaves steps out whose gradient overflows
+    scaler: dict[str, Any] = field(default_factory=dict)  # of fp16 gradients
+
+
+def digest(pairs: Iterable[Pair]) -> str:
+    """The identity of the data: names of the pictures and the words that go with them, in order."""
+    known = hashlib.blake2b(digest_size=16)
+    for pair in pairs:
+        known.update(repr((pair.source.path, pair.phrases, pair.broader, pair.label)).encode("utf-8", "surrogatepass"))
+    return known.hexdigest()
+
+
+def save(folder: Path, state: State, clip: CLIP, optimiser: torch.optim.Optimizer, ema: Ema | None) -> None:
+    """Write the checkpoint; a failure leaves the older one. Raises OutputError."""
+    tensors = {f"model.{name}": tensor for name, tensor in clip.state_dict().items()}
+    names = {id(p): name for name, p in clip.named_parameters()}
+    for parameter, moments in optimiser.state.items():
+        state.updates = int(moments["step"])
+        tensors |= {f"{key}.{names[id(parameter)]}": moments[key] for key in _MOMENTS}
+    if ema is not None:
+        tensors |= {f"ema.{name}": tensor for name, tensor in ema.state.items()}
+    told = {**asdict(state), "version": _VERSION}
+    temporary = folder / f".{NAME}.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: t.detach().contiguous() for k, t in tensors.items()}, temporary, {"clipcli": json.dumps(told)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(folder / NAME)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise OutputError(f"{folder / NAME}: {reason}", hint="the last checkpoint is still there") from error
+
+
+def read(folder: Path) -> tuple[State, dict[str, Tensor]]:
+    """The state and the tensors of a run. Raises UsageError where there is none, ModelError."""
+    path = folder / NAME
+    if not path.is_file():
+        raise UsageError(f"{folder}: no {NAME} to go on from", hint="without --resume the run begins anew")
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = json.loads((file.metadata() or {})["clipcli"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if told.pop("version") != _VERSION:
+            raise ModelError(f"{path}: of another version of clipcli", hint="finish the run with that one")
+        config = TrainConfig.read(None, told.pop("config"))
+        return State(config=config, **told), tensors
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: not a checkpoint of a training run", hint="begin anew, without --resume") from error
+
+
+def agree(state: State, config: TrainConfig, data: str, folder: Path) -> None:
+    """Raise UsageError unless the run in `folder` is the one that is asked for, naming what differs."""
+    differing = state.config.differences(config)
+    if differing:
+        told = ", ".join(f"{n} ({getattr(state.config, n)!r}, now {getattr(config, n)!r})" for n in differing)
+        raise UsageError(f"{folder}: the run was begun with other settings: {told}", hint="give those, or a new -o")
+    if state.data != data:
+        raise UsageError(f"{folder}: the run was begun with other data", hint="give the same DATA, or a new -o")
+
+
+def restore(
+    tensors: Mapping[str, Tensor], state: State, clip: CLIP, optimiser: torch.optim.Optimizer, ema: Ema | None
+) -> None:
+    """Put the tensors of `read` where they were. Raises ModelError."""
+    try:
+        clip.load_state_dict(_part(tensors, "model"))
+        if ema is not None:
+            for name, tensor in _part(tensors, "ema").items():
+                ema.state[name].copy_(tensor)
+        moments = {key: _part(tensors, key) for key in _MOMENTS}
+        for name, parameter in clip.named_parameters():
+            if parameter.requires_grad and name in moments["exp_avg"]:
+                optimiser.state[parameter] = {
+                    "step": torch.tensor(float(state.updates), device=parameter.device),
+                    **{key: moments[key][name].to(parameter.device) for key in _MOMENTS},
+                }
+    except (RuntimeError, KeyError) as error:
+        raise ModelError("the checkpoint doesn't fit the model of its settings", hint="begin anew") from error
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}

@@ -1,0 +1,220 @@
+"""Every setting of a training run, in one flat dataclass: what a recipe file states and `training.json` keeps.
+
+In: a TOML file's or the command line's names and values. Out: a checked `TrainConfig`, and the `ClipConfig` of the
+towers that it describes. No torch here. Defaults are the paper's (section 2.5, appendix F) where a small machine
+can follow it.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from clipcli.errors import UsageError
+from clipcli.model.config import Activation, ClipConfig, Preprocess, ResNetConfig, TextConfig, ViTConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of a run. Fractions are of the run's steps, probabilities are for each picture."""
+
+    # The model; with `init` all of it comes from the checkpoint
+    init: str = ""  # a model to go on from: anything that --model takes
+    tower: Literal["vit", "resnet"] = "vit"
+    image_size: int = 224
+    patch_size: int = 32  # ViT only
+    layers: tuple[int, ...] = (12,)  # a ViT's number of blocks, or a ResNet's bottlenecks in each of four stages
+    width: int = 768
+    heads: int = 0  # 0: one for 64 channels
+    embed_dim: int = 512
+    text_width: int = 512
+    text_layers: int = 12
+    text_heads: int = 0
+    context_length: int = 77
+    vocabulary_size: int = 49408  # of the vocabulary that is trained, where none is given
+    activation: Activation = "quick_gelu"
+    freeze: Literal["none", "image", "text"] = "none"  # the tower that keeps its weights
+
+    # What is learned from
+    max_per_label: int = 0  # 0: all; the paper takes at most 20,000 pairs of each query
+    hold_out: float = 0.02  # share of the pictures that only choose the best weights
+    templates: str = "imagenet7"  # of the captions that are made of class names
+    eval_templates: str = "imagenet7"  # of the zero-shot classifiers that are tried while training
+    alias: float = 0.5  # probability that a caption takes one of the class's other names
+    broader: float = 0.0  # probability that it takes one of the broader words instead
+    canvas: int = 0  # px to which pictures are squashed before augmentation; 0: image_size * 8 / 7
+    keep_gb: float = 4.0  # decoded pictures are kept in memory if all of them take no more
+    shuffle_buffer: int = 10_000  # pairs among which the next is drawn, where they aren't kept
+
+    # Objective
+    soft_targets: bool = True  # pictures of which the same words are true share their target
+    smoothing: float = 0.0  # share of each target that is spread over the batch
+    first_scale: float = 1 / 0.07
+    most_scale: float = 100.0
+
+    # Recipe
+    epochs: float = 32.0
+    batch_size: int = 256  # over all devices
+    chunk_size: int = 0  # pictures in memory at once on each device (gradient caching); 0: the whole batch
+    learning_rate: float = 5e-4
+    warmup: float = 0.05
+    weight_decay: float = 0.2
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-6
+    clip_gradient: float = 1.0  # largest norm; 0: none
+    ema: float = 0.0  # decay of the running mean of the weights, which is then what is kept; 0: none
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 or fp16 on CUDA, else fp32
+    freeze_batch_norm: bool = False  # keep the running statistics (fine-tuning, exact gradient caching)
+    seed: int = 0
+
+    # Augmentation
+    crop: Literal["resized", "square", "none"] = "square"  # the paper's: a random square of the resized picture
+    crop_area: float = 0.4  # smallest share of the picture that `resized` takes
+    flip: float = 0.5
+    jitter: float = 0.0  # strength of random brightness, contrast and saturation
+    grey: float = 0.0
+    erase: float = 0.0  # probability that a random rectangle is blanked
+    mix: float = 0.0  # probability that a rectangle of another picture is pasted in, or another is mixed in
+    sizes: tuple[int, ...] = ()  # px of the stages of progressive resizing, before image_size
+    size_until: tuple[float, ...] = ()  # the fraction of the run at which each of them ends
+
+    # Manners
+    eval_every: float = 1.0  # epochs between evaluations
+    save_minutes: float = 10.0  # between checkpoints
+
+    @classmethod
+    def read(cls, recipe: Path | None = None, changes: Mapping[str, object] | None = None) -> TrainConfig:
+        """The settings of a TOML file, overruled by `changes`. Raises UsageError with the name that is wrong."""
+        values: dict[str, object] = {}
+        if recipe is not None:
+            try:
+                values |= tomllib.loads(recipe.read_text(encoding="utf-8"))
+            except OSError as error:
+                raise UsageError(f"{recipe}: {(error.strerror or 'can not be read').lower()}") from error
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise UsageError(f"{recipe}: {str(error).lower()}", hint="a recipe is TOML: epochs = 20") from error
+        config = cls(**{name: _value(name, value) for name, value in {**values, **(changes or {})}.items()})  # type: ignore[arg-type]
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Raise UsageError for a setting that can't work."""
+        for name in ("image_size", "patch_size", "width", "embed_dim", "text_width", "text_layers", "context_length"):
+            _demand(getattr(self, name) >= 1, name, "must be at least 1")
+        _demand(self.batch_size >= 2, "batch_size", "must be at least 2: a picture is told apart from others")
+        _demand(self.epochs > 0, "epochs", "must be more than 0")
+        _demand(self.chunk_size >= 0, "chunk_size", "can't be negative")
+        _demand(self.max_per_label >= 0, "max_per_label", "can't be negative")
+        for name in ("hold_out", "alias", "broader", "smoothing", "warmup", "flip", "grey", "erase", "mix", "jitter"):
+            _demand(0 <= getattr(self, name) <= 1, name, "must lie between 0 and 1")
+        _demand(self.hold_out <= 0.5, "hold_out", "must be at most 0.5")
+        for name in ("ema", "beta1", "beta2"):
+            _demand(0 <= getattr(self, name) < 1, name, "must be at least 0 and less than 1")
+        _demand(0 < self.crop_area <= 1, "crop_area", "must be more than 0 and at most 1")
+        _demand(self.learning_rate > 0, "learning_rate", "must be more than 0")
+        _demand(1 <= self.first_scale <= self.most_scale, "first_scale", "must lie between 1 and most_scale")
+        _demand(len(self.sizes) == len(self.size_until), "sizes", "and size_until must be equally long")
+        _demand(list(self.size_until) == sorted(self.size_until), "size_until", "must increase")
+        _demand(self.eval_every > 0, "eval_every", "must be more than 0")
+        if self.tower == "resnet":
+            _demand(len(self.layers) == 4, "layers", "must be four numbers for a ResNet, as in [3, 4, 6, 3]")
+            _demand(self.image_size % 32 == 0, "image_size", "must be a multiple of 32 for a ResNet")
+            _demand(all(size % 32 == 0 for size in self.sizes), "sizes", "must be multiples of 32 for a ResNet")
+        else:
+            _demand(len(self.layers) == 1, "layers", "must be one number for a ViT")
+            _demand(self.image_size % self.patch_size == 0, "image_size", "must be a multiple of patch_size")
+
+    def canvas_size(self, image_size: int) -> int:
+        """The side of the squares that augmentation starts from."""
+        return self.canvas or -(-image_size * 8 // 7)
+
+    def image_size_at(self, done: float, image_size: int) -> int:
+        """The size to train at when the fraction `done` of the run lies behind."""
+        for size, until in zip(self.sizes, self.size_until, strict=True):
+            if done < until:
+                return size
+        return image_size
+
+    def clip_config(self, vocab_size: int) -> ClipConfig:
+        """The towers of a new model."""
+        vision: ViTConfig | ResNetConfig
+        if self.tower == "resnet":
+            layers = typing.cast("tuple[int, int, int, int]", self.layers)
+            vision = ResNetConfig(self.image_size, layers, self.width, self.heads or max(1, self.width * 32 // 64))
+        else:
+            heads = self.heads or max(1, self.width // 64)
+            vision = ViTConfig(
+                self.image_size, self.patch_size, self.width, self.layers[0], heads, 4 * self.width, self.activation
+            )
+        text = TextConfig(
+            context_length=self.context_length,
+            vocab_size=vocab_size,
+            width=self.text_width,
+            layers=self.text_layers,
+            heads=self.text_heads or max(1, self.text_width // 64),
+            mlp_width=4 * self.text_width,
+            activation=self.activation,
+        )
+        return ClipConfig(self.embed_dim, vision, text, Preprocess())
+
+    def differences(self, other: TrainConfig) -> list[str]:
+        """The names of the settings in which the two differ and which change what is learned."""
+        free = {"eval_every", "save_minutes", "keep_gb"}
+        mine, others = asdict(self), asdict(other)
+        return [name for name in mine if name not in free and mine[name] != others[name]]
+
+    def changed(self, **changes: Any) -> TrainConfig:
+        """A copy with other values."""
+        return replace(self, **changes)
+
+
+def parse_setting(text: str) -> tuple[str, object]:
+    """`name=value` of the command line, the value in TOML's spelling or a bare word."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"setting {text!r} has no value", hint="write --set NAME=VALUE, as in --set epochs=20")
+    try:
+        return name.strip().replace("-", "_"), tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        return name.strip().replace("-", "_"), value.strip()
+
+
+def _demand(holds: bool, name: str, rule: str) -> None:
+    if not holds:
+        raise UsageError(f"setting `{name}` {rule}")
+
+
+def _value(name: str, value: object) -> object:
+    """`value` as the field's type wants it. Raises UsageError."""
+    from difflib import get_close_matches
+
+    hints = typing.get_type_hints(TrainConfig)
+    if name not in {field.name for field in fields(TrainConfig)}:
+        near = get_close_matches(name, hints, n=1)
+        hint = f"did you mean {near[0]}?" if near else "clipcli train --help names the most important ones"
+        raise UsageError(f"there is no training setting `{name}`", hint=hint)
+    wanted = hints[name]
+    if typing.get_origin(wanted) is tuple:
+        kind = typing.get_args(wanted)[0]
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in values):
+            return tuple(kind(item) for item in values)
+    elif typing.get_origin(wanted) is Literal:
+        if value in typing.get_args(wanted):
+            return value
+        raise UsageError(f"setting `{name}` is {value!r}", hint="it is " + " or ".join(typing.get_args(wanted)))
+    elif isinstance(value, bool) or wanted is bool:
+        if isinstance(value, bool) and wanted is bool:
+            return value
+    elif (wanted is float and isinstance(value, (int, float))) or (wanted is int and isinstance(value, int)):
+        return wanted(value)
+    elif wanted is str and isinstance(value, str):
+        return value
+    kind = getattr(wanted, "__name__", "list of numbers")
+    raise UsageError(f"setting `{name}` is {json.dumps(value, default=str)}", hint=f"a value of type {kind} is wanted")

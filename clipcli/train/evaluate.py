@@ -1,0 +1,134 @@
+"""Zero-shot accuracy while a model is in training: on held-out pictures and on sets of the user's.
+
+In: the model as it stands, pictures with their class names (or captions). Out: a share of right answers. A class is
+known by its own name in the templates alone, as a user would ask; a held-out picture with a caption must find its
+caption among the others'. Whole evaluations, with intervals and confusions, are not made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipcli.errors import UsageError
+from clipcli.images.stream import make_prepare
+from clipcli.model.clip import CLIP
+from clipcli.model.config import ClipConfig
+from clipcli.records import Failure, Label, Source, Template
+from clipcli.tokenizer import Tokenizer
+from clipcli.train.augment import centre_crop, normalised
+from clipcli.train.feed import Feed
+from clipcli.train.pairs import Pair, read_pairs
+
+BATCH = 256
+MOST_CAPTIONS = 5_000  # that a held-out picture is compared with
+
+
+@dataclass(frozen=True, eq=False)
+class EvalSet:
+    """Pictures with the names of their classes, prepared as the model will get them from users."""
+
+    name: str
+    pairs: tuple[Pair, ...]  # without bytes
+    pixels: NDArray[np.uint8]  # [n, 3, size, size]
+    failed: tuple[Failure, ...]
+
+
+def read_set(name: str, path: str, config: ClipConfig, words: Mapping[str, Label]) -> EvalSet:
+    """All pictures of a folder of class folders, a table with labels, or a webdataset tar. Raises UsageError."""
+    prepare = make_prepare(config.preprocess, config.vision.image_size)
+    pairs: list[Pair] = []
+    squares: list[NDArray[np.uint8]] = []
+    failed: list[Failure] = []
+    for pair in read_pairs([path], words):
+        square = pair if isinstance(pair, Failure) else prepare(pair.source)
+        if isinstance(pair, Failure):
+            failed.append(pair)
+        elif isinstance(square, Failure):
+            failed.append(square)
+        elif pair.label is None:
+            raise UsageError(f"{path}: {pair.source.path} has a caption, no class", hint="--eval takes labelled data")
+        else:
+            pairs.append(replace(pair, source=Source(pair.source.path)))
+            squares.append(square)
+    if not pairs:
+        raise UsageError(f"{path}: no labelled pictures to evaluate on")
+    return EvalSet(name, tuple(pairs), np.stack(squares), tuple(failed))
+
+
+class Evaluator:
+    """Measures one model again and again; the prompts are tokenized once."""
+
+    def __init__(
+        self, config: ClipConfig, tokenizer: Tokenizer, templates: Sequence[Template], device: torch.device
+    ) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._templates = [template.text for template in templates]
+        self._device = device
+
+    def on_set(self, clip: CLIP, of: EvalSet, autocast: AbstractContextManager[object]) -> float:
+        """Top-1 accuracy on a set."""
+        batches = (
+            (of.pairs[i : i + BATCH], normalised(self._on_device(of.pixels[i : i + BATCH]), self._config.preprocess))
+            for i in range(0, len(of.pairs), BATCH)
+        )
+        with torch.no_grad(), autocast:
+            return self._top1(clip, of.pairs, batches)
+
+    def on_held_out(self, clip: CLIP, feed: Feed, autocast: AbstractContextManager[object]) -> float:
+        """Top-1 accuracy on the pictures that the feed held out."""
+        size, preprocess = self._config.vision.image_size, self._config.preprocess
+        batches = (
+            (s.pairs, centre_crop(self._on_device(s.canvas), self._on_device(s.aspect), size, preprocess))
+            for s in feed.held_out(BATCH)
+        )
+        with torch.no_grad(), autocast:
+            return self._top1(clip, [feed.pairs[i] for i in feed.held], batches)
+
+    def _top1(self, clip: CLIP, pairs: Sequence[Pair], batches: Iterator[tuple[Sequence[Pair], Tensor]]) -> float:
+        classes = list(dict.fromkeys(map(_class, pairs)))[:MOST_CAPTIONS]
+        weight = self._weight(clip, classes, {_class(pair): pair for pair in pairs})
+        right = count = 0
+        for some, pixels in batches:
+            image = clip.encode_image(pixels.contiguous(memory_format=torch.channels_last)).float()
+            best = (image @ weight.T).argmax(dim=1).tolist()
+            right += sum(classes[i] == _class(pair) for i, pair in zip(best, some, strict=True))
+            count += len(some)
+        return right / max(1, count)
+
+    def _weight(self, clip: CLIP, classes: Sequence[str], known: Mapping[str, Pair]) -> Tensor:
+        """Class vectors [classes, D]: the normalised mean of the normalised prompts."""
+        prompts = [
+            [t.replace("<>", known[name].phrases[0]) for t in self._templates] if known[name].label else [name]
+            for name in classes
+        ]
+        owner = torch.tensor([i for i, texts in enumerate(prompts) for _ in texts], device=self._device)
+        most = self._config.text.context_length
+        ids = [
+            row if len(row) <= most else [*row[: most - 1], row[-1]]
+            for row in self._tokenizer(text for texts in prompts for text in texts)
+        ]
+        weight = torch.zeros(len(classes), self._config.embed_dim, device=self._device)
+        for start in range(0, len(ids), 4 * BATCH):
+            some = ids[start : start + 4 * BATCH]
+            padded = torch.zeros(len(some), max(map(len, some)), dtype=torch.int64)
+            for i, row in enumerate(some):
+                padded[i, : len(row)] = torch.tensor(row)
+            vectors = F.normalize(clip.encode_text(padded.to(self._device)).float(), dim=1)
+            weight.index_add_(0, owner[start : start + len(some)], vectors)
+        return F.normalize(weight, dim=1)
+
+    def _on_device(self, array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+def _class(pair: Pair) -> str:
+    return pair.label or pair.phrases[0]

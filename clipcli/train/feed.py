@@ -1,0 +1,285 @@
+"""Pictures and words for each step, in an order that the seed alone decides.
+
+In: the user's DATA and the settings. Out: for each step the canvases of this device's share of the batch, and what
+is true of each. One pass over the data finds every pair; if all decoded pictures fit into memory they are kept
+there and each epoch is a permutation of them, else every epoch reads the shards again in a new order, through a
+shuffle buffer. Device r of n takes every n-th sample of the one global order, so that n devices see the very batches
+that one would.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipcli.errors import ClipcliError, UsageError
+from clipcli.images.budget import Budget
+from clipcli.images.decode import MAX_MEMORY, open_picture
+from clipcli.images.transform import transform
+from clipcli.model.config import Preprocess
+from clipcli.records import Failure, Label, Source
+from clipcli.train.config import TrainConfig
+from clipcli.train.pairs import Pair, at_most, read_pairs, shards
+
+Canvas = tuple[NDArray[np.uint8], float]  # [3, C, C], width / height
+Progress = Callable[[int], None]  # pairs found so far
+
+_BLOCK = 4096  # kept canvases that are allocated together
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """One device's share of a batch: place i of the share is place rank + i * world of the global batch."""
+
+    pairs: tuple[Pair, ...]
+    canvas: NDArray[np.uint8]  # [b, 3, C, C]
+    aspect: NDArray[np.float32]  # [b], width / height
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of several devices this is."""
+
+    rank: int = 0
+    world: int = 1
+
+
+ALONE = Share()
+
+
+class Feed:
+    """The data of a run. `find` comes first; `pairs`, `failures` and `held` tell what it met."""
+
+    def __init__(
+        self,
+        data: Sequence[str],
+        config: TrainConfig,
+        *,
+        image_size: int,
+        words: Mapping[str, Label] | None = None,
+        workers: int = 1,
+        share: Share = ALONE,
+        strict: bool = False,
+    ) -> None:
+        self.shards = shards(data)
+        self.config = config
+        self.size = config.canvas_size(image_size)
+        self.share = share
+        self.pairs: list[Pair] = []  # without bytes
+        self.failures: list[Failure] = []
+        self.held: NDArray[np.int64] = np.empty(0, np.int64)  # pairs that only choose the best weights
+        self._words = words or {}
+        self._workers = workers
+        self._strict = strict
+        self._budget = Budget(MAX_MEMORY)
+        self._starts: list[int] = []  # the first pair of each shard
+        self._blocks: list[NDArray[np.uint8]] | None = []
+        self._aspects: list[float] = []
+        self._slots: list[int] = []  # where a pair's canvas is kept; -1: it can't be read
+        self._chosen: NDArray[np.int64] = np.empty(0, np.int64)
+
+    @property
+    def chosen(self) -> int:
+        """How many pairs are learned from."""
+        return len(self._chosen)
+
+    @property
+    def steps(self) -> int:
+        """Steps in an epoch; what doesn't fill a batch waits for another epoch."""
+        return len(self._chosen) // self.config.batch_size
+
+    @property
+    def kept(self) -> bool:
+        """Whether all pictures lie in memory."""
+        return self._blocks is not None
+
+    def find(self, progress: Progress | None = None) -> None:
+        """Read all of the data once. Raises UsageError where there is nothing to learn from."""
+        config = self.config
+        for shard in self.shards:
+            self._starts.append(len(self.pairs))
+            for pair, canvas in self._canvases(self._read(shard), lambda: self.kept):
+                self.pairs.append(replace(pair, source=Source(pair.source.path)))
+                self._slots.append(-1 if isinstance(canvas, Failure) else len(self._aspects))
+                if isinstance(canvas, tuple):
+                    self._keep(*canvas)
+                if progress and not len(self.pairs) % 500:
+                    progress(len(self.pairs))
+        if progress:
+            progress(len(self.pairs))
+        if not self.pairs:
+            raise UsageError(
+                "no pair of a picture and words in the data", hint="see clipcli train --help for its forms"
+            )
+        every = at_most(self._by_label(), config.max_per_label or len(self.pairs), config.seed)
+        order = np.random.default_rng((config.seed, 1)).permutation(np.asarray(sorted(every), np.int64))
+        count = int(config.hold_out * len(order))
+        self.held, self._chosen = np.sort(order[:count]), np.sort(order[count:])
+        self._check()
+
+    def epoch(self, number: int, skip: int = 0) -> Iterator[Samples]:
+        """The steps of an epoch after the first `skip`."""
+        size, (rank, world) = self.config.batch_size, (self.share.rank, self.share.world)
+        rng = np.random.default_rng((self.config.seed, 2, number))
+        if self._blocks is not None:
+            order = rng.permutation(self._chosen)
+            for step in range(skip, self.steps):
+                yield self.take(order[step * size + rank : (step + 1) * size : world])
+            return
+        mine = islice(self._stream(rng), rank, self.steps * size, world)
+        share = size // world
+        mine = islice(mine, skip * share, None)
+        waiting: list[tuple[Pair, Canvas | Failure | None]] = []
+        for item in self._canvases(mine):
+            waiting.append(item)
+            if len(waiting) == share:
+                yield _together(waiting)
+                waiting = []
+
+    def take(self, indices: NDArray[np.int64]) -> Samples:
+        """Kept pictures by their index."""
+        assert self._blocks is not None
+        slots = [self._slots[i] for i in indices]
+        canvas = np.stack([self._blocks[slot // _BLOCK][slot % _BLOCK] for slot in slots])
+        aspect = np.asarray([self._aspects[slot] for slot in slots], np.float32)
+        return Samples(tuple(self.pairs[i] for i in indices), canvas, aspect)
+
+    def held_out(self, size: int) -> Iterator[Samples]:
+        """The pictures that are not learned from, in batches."""
+        if self._blocks is not None:
+            for start in range(0, len(self.held), size):
+                yield self.take(self.held[start : start + size])
+            return
+        wanted = set(self.held.tolist())
+        pairs = (pair for shard in range(len(self.shards)) for i, pair in self._numbered(shard) if i in wanted)
+        good = ((pair, canvas) for pair, canvas in self._canvases(pairs) if isinstance(canvas, tuple))
+        while batch := list(islice(good, size)):
+            yield _together(batch)
+
+    def _check(self) -> None:
+        size, world = self.config.batch_size, self.share.world
+        if size % world:
+            raise UsageError(
+                f"a batch of {size} can't be shared by {world} devices", hint=f"take a multiple of {world}"
+            )
+        if len(self._chosen) < size:
+            raise UsageError(
+                f"a batch of {size} is larger than the data: {len(self._chosen)} pairs to learn from",
+                hint="give a smaller --batch-size, or more data",
+            )
+        words = {pair.phrases for pair in self.pairs}
+        if len(words) < 2:
+            raise UsageError(
+                f"all pictures have the same words, {next(iter(words))[0]!r}",
+                hint="there is nothing to tell apart: give two classes or captions at least",
+            )
+
+    def _by_label(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for index, pair in enumerate(self.pairs):
+            if self._slots[index] >= 0:
+                found.setdefault(pair.label or pair.phrases[0], []).append(index)
+        return found
+
+    def _read(self, shard: str) -> Iterator[Pair]:
+        for item in read_pairs([shard], self._words):
+            if isinstance(item, Failure):
+                self._failed(item)
+            else:
+                yield item
+
+    def _failed(self, failure: Failure) -> None:
+        if self._strict:
+            raise ClipcliError(f"{failure.path}: {failure.message}", hint="without --strict it would be left out")
+        self.failures.append(failure)
+
+    def _numbered(self, shard: int) -> Iterator[tuple[int, Pair]]:
+        """A shard's pairs and their indices. Read again, it may not have changed."""
+        start = self._starts[shard]
+        end = self._starts[shard + 1] if shard + 1 < len(self._starts) else len(self.pairs)
+        known = len(self.failures)
+        for index, pair in enumerate(self._read(self.shards[shard]), start):
+            if index >= end or pair.source.path != self.pairs[index].source.path:
+                raise ClipcliError(f"{self.shards[shard]}: changed while the training went on")
+            yield index, pair
+        del self.failures[known:]  # they were met before
+
+    def _stream(self, rng: np.random.Generator) -> Iterator[Pair]:
+        """All chosen pairs, shard by shard in a random order, drawn from a buffer."""
+        chosen = set(self._chosen.tolist())
+        buffer: list[Pair] = []
+        for shard in rng.permutation(len(self.shards)):
+            for index, pair in self._numbered(int(shard)):
+                if index not in chosen:
+                    continue
+                buffer.append(pair)
+                if len(buffer) > self.config.shuffle_buffer:
+                    place = int(rng.integers(len(buffer)))
+                    buffer[place], buffer[-1] = buffer[-1], buffer[place]
+                    yield buffer.pop()
+        for place in rng.permutation(len(buffer)):
+            yield buffer[place]
+
+    def _canvases(
+        self, pairs: Iterator[Pair], wanted: Callable[[], bool] = lambda: True
+    ) -> Iterator[tuple[Pair, Canvas | Failure | None]]:
+        """Each pair with its canvas, in order, decoded by threads a little ahead. None: not `wanted` any more."""
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="clipcli-train") as pool:
+            ahead: deque[tuple[Pair, Future[Canvas | Failure | None]]] = deque()
+            try:
+                for pair in pairs:
+                    ahead.append(
+                        (pair, pool.submit(lambda source: self._canvas(source) if wanted() else None, pair.source))
+                    )
+                    if len(ahead) > 32 * self._workers:
+                        yield self._done(*ahead.popleft())
+                while ahead:
+                    yield self._done(*ahead.popleft())
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _done(self, pair: Pair, future: Future[Canvas | Failure | None]) -> tuple[Pair, Canvas | Failure | None]:
+        canvas = future.result()
+        if isinstance(canvas, Failure):
+            self._failed(canvas)
+        return pair, canvas
+
+    def _canvas(self, source: Source) -> Canvas | Failure:
+        with self._budget.share() as take:
+            picture = open_picture(source, take=take)
+            if isinstance(picture, Failure):
+                return picture
+            return transform(picture, Preprocess(), self.size, crop="squash"), picture.width / picture.height
+
+    def _keep(self, canvas: NDArray[np.uint8], aspect: float) -> None:
+        if self._blocks is None:
+            return
+        number = len(self._aspects)
+        if (number + 1) * canvas.nbytes > self.config.keep_gb * 1e9:
+            self._blocks, self._aspects = None, []
+            return
+        if not number % _BLOCK:
+            self._blocks.append(np.empty((_BLOCK, *canvas.shape), np.uint8))
+        self._blocks[-1][number % _BLOCK] = canvas
+        self._aspects.append(aspect)
+
+
+def _together(items: Sequence[tuple[Pair, Canvas | Failure | None]]) -> Samples:
+    """A batch. A picture that can't be read gives its place to a neighbour, so that all others keep theirs."""
+    good = [(pair, canvas) for pair, canvas in items if isinstance(canvas, tuple)]
+    if not good:
+        raise ClipcliError("none of a batch's pictures can be read", hint="look at the files of the data")
+    full = [
+        (pair, canvas) if isinstance(canvas, tuple) else good[i % len(good)] for i, (pair, canvas) in enumerate(items)
+    ]
+    return Samples(
+        tuple(pair for pair, _ in full),
+        np.stack([square for _, (square, _) in full]),
+        np.asarray([aspect for _, (_, aspect) in full], np.float32),
+    )
