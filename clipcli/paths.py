@@ -1,4 +1,4 @@
-"""Where things lie: the cache, the user's settings, the shipped prompt sets.
+"""Where things lie: the cache, the user's settings, the shipped model and prompt sets.
 
 The only module that reads `CLIPCLI_*` folders from the environment. It names places and creates none.
 """
@@ -28,6 +28,11 @@ def config_dir() -> Path:
 def store_file() -> Path:
     """The one SQLite file that keeps results between runs."""
     return cache_dir() / "store.sqlite"
+
+
+def tiny_dir() -> Path:
+    """The folder of the model that is part of this package."""
+    return Path(__file__).resolve().parent / "tiny"
 
 
 def prompt_dirs() -> list[Path]:

@@ -61,7 +61,7 @@ def test_list(cli: Run) -> None:
     assert [line.split()[0] for line in lines] == [entry.name for entry in MODELS]
     assert lines[0].split() == [DEFAULT, "151", "M", "605", "MB", "256", "72.81", "MIT"]
     assert "ViT-H-14-laion2b" in result.out.decode() and "\x1b" not in result.out.decode()
-    assert result.err.startswith(f"clipcli: {len(MODELS)} models, 0 here; without --model it is {DEFAULT}. ")
+    assert result.err.startswith(f"clipcli: {len(MODELS)} models, 1 here; without --model it is {DEFAULT}. ")
     assert cli("models", "list", "-q").err == ""
 
 
@@ -69,7 +69,7 @@ def test_list_as_json(cli: Run, hub: Hub) -> None:
     cli("models", "pull", DEFAULT)
     rows = json.loads(cli("models", "list", "--json").out)
     assert len(rows) == len(MODELS) and [row["name"] for row in rows if row["default"]] == [DEFAULT]
-    assert [row["name"] for row in rows if row["path"]] == [DEFAULT] and Path(rows[0]["path"]).is_dir()
+    assert [row["name"] for row in rows if row["path"]] == [DEFAULT, "tiny"] and Path(rows[0]["path"]).is_dir()
     by_name = {row["name"]: row for row in rows}
     assert by_name["RN50-openai"]["aliases"] == ["RN50"] and by_name["ViT-B-32-openai"]["imagenet_top1"] == 63.32
     assert by_name["ViT-H-14-laion2b"]["parameters"] is None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipcli.cli import complete
+from clipcli.cli import complete, export
 from clipcli.cli import options as opt
 from clipcli.cli.columns import aligned
 from clipcli.cli.console import Talk
@@ -74,7 +74,7 @@ app = typer.Typer(
 def list_models(
     as_json: Json = False, quiet: opt.Quiet = False, color: opt.Color = "auto", debug: opt.Debug = False
 ) -> None:
-    """List the models that have a short name. "here": it is downloaded."""
+    """List the models that have a short name. "here": it is downloaded, or shipped with clipcli."""
     from clipcli.weights.catalog import DEFAULT, MODELS
     from clipcli.weights.describe import overview
 
@@ -105,9 +105,11 @@ def pull(
         choice.check()
     with Talk(quiet=quiet, color=color).listening() as talk:
         for name in names:
-            place = resolve(name, progress=talk.live).path
+            found = resolve(name, progress=talk.live)
+            if found.entry and found.entry.shipped:
+                talk.notice(f"{found.name} comes with clipcli: nothing to download")
             sys.stdout.flush()
-            sys.stdout.buffer.write(os.fsencode(place) + b"\n")
+            sys.stdout.buffer.write(os.fsencode(found.path) + b"\n")
 
 
 @app.command(epilog=EXAMPLES)
@@ -176,6 +178,9 @@ def verify(
     raise typer.Exit(ExitCode.OK if passed else ExitCode.FAILED)
 
 
+app.command(epilog=export.EXAMPLES)(export.export)
+
+
 def _choice(name: str | None) -> ModelChoice:
     return ModelChoice(name, "cpu", "fp32", None, None, None, no_cache=True)
 
@@ -192,9 +197,9 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['parameters'] / 1e6:,.0f} M" if row["parameters"] else "-",
         size_text(row["download"]) if row["download"] else "-",
         str(row["image_size"] or "-"),
-        f"{row['imagenet_top1']:.2f}",
+        f"{row['imagenet_top1']:.2f}" if row["imagenet_top1"] else "-",
         row["licence"],
-        "yes" if row["path"] else "",
+        ("shipped" if row["shipped"] else "yes") if row["path"] else "",
     )
 
 
@@ -214,4 +219,5 @@ def _facts(choice: ModelChoice, talk: Talk) -> Iterable[Fact]:
         if entry is None:
             raise ModelError(f"{wanted.name}: not downloaded, and not in the list", hint=f"clipcli models pull {name}")
         return describe_entry(entry)
-    return describe(choice.open(talk), choice.locate(talk))
+    located = choice.locate(talk)
+    return describe(choice.open(talk, located), located)

@@ -51,14 +51,14 @@ class ModelChoice:
         with talk.standing_aside():
             return resolve(self.name or DEFAULT, offline=self.offline, vocabulary=self.vocabulary, progress=talk.live)
 
-    def open(self, talk: Talk) -> Model:
-        """The model, its towers not read yet."""
+    def open(self, talk: Talk, located: Located | None = None) -> Model:
+        """The model, where it is `located` if that is known already; its towers are not read yet."""
         from clipcli.paths import store_file
         from clipcli.store.database import Store
         from clipcli.weights.model import load_model
 
         model = load_model(
-            self.locate(talk),
+            located or self.locate(talk),
             device=self.device,
             precision=self.precision,
             activation=self.activation,

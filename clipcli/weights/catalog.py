@@ -25,20 +25,22 @@ from clipcli.model.config import (
 DEFAULT = "ViT-B-32-256-datacomp"
 VOCABULARY_REPO = "openai/clip-vit-base-patch32"  # its merges.txt is the vocabulary of all models listed here
 MIT, NON_COMMERCIAL, APPLE = "MIT", "CC-BY-NC-4.0", "Apple, research only"
+TRYING_OUT = "for trying out"  # trained on research data
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A checkpoint on the Hub, under a short name."""
+    """A checkpoint under a short name: on the Hub, or part of this package."""
 
     name: str
     repo: str
     architecture: str
-    top1: float  # ImageNet, zero-shot, 80 templates, in percent, as published
+    top1: float | None  # ImageNet, zero-shot, 80 templates, in percent, as published
     licence: str = MIT
     aliases: tuple[str, ...] = ()
     twins: tuple[str, ...] = ()  # repositories that hold the same weights in another layout
     resize_mode: Literal["squash"] | None = None  # where the published configuration leaves it out
+    shipped: bool = False  # it lies in this package, and `repo` is on no Hub
 
     @property
     def config(self) -> ClipConfig | None:
@@ -111,6 +113,8 @@ def _openai(architecture: str, original: str, repo: str, top1: float, twin: str 
     return Entry(f"{architecture}-openai", f"timm/{repo}.openai", architecture, top1, MIT, aliases, twins)
 
 
+TINY = Entry("tiny", "clipcli/tiny", "tiny", None, TRYING_OUT, ("clipcli/tiny",), shipped=True)
+
 MODELS = (
     Entry(DEFAULT, "laion/CLIP-ViT-B-32-256x256-DataComp-s34B-b86K", "ViT-B-32-256", 72.81),
     Entry("ViT-B-32-datacomp", "laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K", "ViT-B-32", 69.17),
@@ -139,6 +143,7 @@ MODELS = (
     Entry("ViT-B-32-metaclip", "timm/vit_base_patch32_clip_224.metaclip_2pt5b", "ViT-B-32", 67.66, NON_COMMERCIAL),
     Entry("TinyCLIP-ViT-8M-16", "wkcn/TinyCLIP-ViT-8M-16-Text-3M-YFCC15M", "TinyCLIP-ViT-8M-16", 41.1),
     Entry("TinyCLIP-ViT-39M-16", "wkcn/TinyCLIP-ViT-39M-16-Text-19M-YFCC15M", "TinyCLIP-ViT-39M-16", 63.5),
+    TINY,
 )
 
 _BY_NAME = {name.lower(): entry for entry in MODELS for name in (entry.name, *entry.aliases)}

@@ -1,11 +1,13 @@
 """What a model is, fact by fact, and where each fact was read.
 
 In: an opened model, or an entry of the catalogue that isn't downloaded. Out: `Fact`s in the order of reading. Weights
-are read only for the fingerprints, by numpy; no torch.
+are read only for the fingerprints, by numpy; no torch. Of a model card, the first paragraphs under `CARD`'s headings.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
     from clipcli.weights.model import Model
 
 CATALOGUE, SHAPES, WEIGHTS, DISK = "the catalogue", "the tensors' shapes", "the weights", "the disk"
+CARD = {  # headings in the card of a model that `clipcli train` made, and the names of what stands under them
+    "what it knows": "knows",
+    "what it doesn't know": "does_not_know",
+    "trained on": "trained_on",
+    "terms": "terms",
+}
 DEFAULTS, OPTION = "not stated: the original's", "the command line"
 
 
@@ -50,20 +58,27 @@ def overview(entry: Entry) -> dict[str, Any]:
         "image_size": entry.image_size,
         "imagenet_top1": entry.top1,
         "licence": entry.licence,
+        "shipped": entry.shipped,
         "path": str(folder) if folder else None,
     }
+    if entry.shipped:
+        row["repository"] = None
     if folder and entry.config is None:
         reader = open_clip if (folder / open_clip.CONFIG).is_file() else transformers
         config = reader.read_config(folder)
         row |= {"parameters": sum(catalog.parameters(config).values()), "image_size": config.vision.image_size}
-        row |= {"download": catalog.download_size(config)}
+        row |= {"download": _weights_on_disk(folder) if entry.shipped else catalog.download_size(config)}
     return row
+
+
+def _weights_on_disk(folder: Path) -> int:
+    return sum((folder / name).stat().st_size for name in open_clip.WEIGHTS if (folder / name).is_file())
 
 
 def describe_entry(entry: Entry) -> Iterator[Fact]:
     """What is known of a model without having it."""
     yield Fact("name", entry.name, CATALOGUE)
-    yield Fact("path", None, DISK, "not downloaded")
+    yield Fact("path", None, DISK, "missing: install clipcli again" if entry.shipped else "not downloaded")
     yield from _published(entry)
     if entry.config:
         yield from _architecture(entry.config, CATALOGUE)
@@ -79,6 +94,7 @@ def describe(model: Model, located: Located) -> Iterator[Fact]:
     yield Fact("path", str(checkpoint.path), DISK)
     if located.entry:
         yield from _published(located.entry)
+    yield from _card(checkpoint.path / "README.md")
     settings = {"open_clip": open_clip.CONFIG, "transformers": transformers.CONFIG}.get(checkpoint.layout)
     told = checkpoint.path.name if settings is None else settings
     yield Fact("layout", checkpoint.layout, DISK, "" if settings else "file (bare weights)")
@@ -110,9 +126,22 @@ def _vocabulary(file: Path | None, located: Located) -> Fact:
 
 
 def _published(entry: Entry) -> Iterator[Fact]:
-    yield Fact("repository", entry.repo, CATALOGUE)
+    if entry.shipped:
+        yield Fact("shipped", True, CATALOGUE, "with clipcli: nothing is downloaded")
+    else:
+        yield Fact("repository", entry.repo, CATALOGUE)
     yield Fact("licence", entry.licence, CATALOGUE)
-    yield Fact("imagenet_top1", entry.top1, CATALOGUE, f"{entry.top1} % (zero-shot, 80 templates, as published)")
+    if entry.top1 is not None:
+        yield Fact("imagenet_top1", entry.top1, CATALOGUE, f"{entry.top1} % (zero-shot, 80 templates, as published)")
+
+
+def _card(file: Path) -> Iterator[Fact]:
+    """What the card beside the weights says, if it is one of ours."""
+    if file.is_file() and os.access(file, os.R_OK):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        for heading, paragraph in re.findall(r"^## (.+)\n+((?:.+(?:\n|\Z))+)", text, re.MULTILINE):
+            if name := CARD.get(heading.strip().lower()):
+                yield Fact(name, " ".join(paragraph.split()), file.name)
 
 
 def _architecture(config: ClipConfig, source: str) -> Iterator[Fact]:

@@ -1,7 +1,8 @@
 """From what `-m` was given to a place on this disk: a path, a short name, or the id of a model on the Hub.
 
-In: a name. Out: a `Located`. What lies in the Hub's cache is used as it is, without any look at the network; what
-doesn't, `hub.py` downloads. The weights are not opened here.
+In: a name. Out: a `Located`. A path that exists comes before a name; where a folder hides `tiny`, which lies in this
+package, `clipcli/tiny` names it too. What lies in the Hub's cache is used as it is, without any look at the network;
+what doesn't, `hub.py` downloads. The weights are not opened here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipcli.errors import ModelError
-from clipcli.paths import cache_dir
+from clipcli.paths import cache_dir, tiny_dir
 from clipcli.tokenizer import STANDARD_SIZE, find_vocabulary
 from clipcli.weights import catalog, open_clip, transformers
 from clipcli.weights.catalog import VOCABULARY_REPO, Entry
@@ -49,9 +50,14 @@ def resolve(
     path = Path(spec).expanduser()
     if isinstance(spec, Path) or exists(spec):
         real = path.resolve()
-        return Located(real.stem if real.is_file() else real.name, path, vocabulary=vocabulary)
+        own = catalog.TINY if real == tiny_dir() else None
+        if isinstance(spec, str) and own is None and (hidden := catalog.find(spec)):
+            log.warning("%s is taken as the path that it is here; the model of that name is %s", spec, hidden.repo)
+        return Located(real.stem if real.is_file() else real.name, path, own, vocabulary)
     wanted = parse(spec)
     entry = catalog.find_repo(wanted.repo)
+    if entry is not None and entry.shipped:
+        return Located(entry.name, _shipped(wanted), entry, vocabulary)
     offline = offline or is_offline()
     licence = entry.licence if entry else None
     folder = here(wanted)
@@ -86,6 +92,8 @@ def parse(spec: str) -> Wanted:
     if not _REVISION.fullmatch(revision):
         raise ModelError(f'{spec}: "{revision}" can\'t be a revision', hint="a branch, a tag or a commit follows the @")
     pinned = "" if revision == "main" else f"@{revision}"
+    if entry is not None and entry.shipped and pinned:
+        raise ModelError(f"{spec}: {entry.name} comes with clipcli and has no revisions", hint=f"-m {entry.name}")
     if entry is not None:
         return Wanted(entry.name + pinned, entry.repo, revision)
     if _PATH_LIKE.fullmatch(spec):
@@ -110,9 +118,20 @@ def is_offline() -> bool:
 
 
 def here(wanted: Wanted) -> Path | None:
-    """The folder of a model of the Hub, if all of it but perhaps the vocabulary is on this disk."""
-    folder = snapshot(wanted)
+    """The folder of a model by name, if all of it but perhaps the vocabulary is on this disk."""
+    folder = tiny_dir() if wanted.repo == catalog.TINY.repo else snapshot(wanted)
     return folder if folder is not None and is_complete(folder) else None
+
+
+def _shipped(wanted: Wanted) -> Path:
+    """The folder of a model that lies in this package."""
+    folder = here(wanted)
+    if folder is None:
+        raise ModelError(
+            f"{wanted.name} is not in this installation, though it is a part of clipcli",
+            hint="install clipcli again: pip install --force-reinstall --no-deps clipcli",
+        )
+    return folder
 
 
 def _tell_licence(wanted: Wanted, licence: str) -> None:

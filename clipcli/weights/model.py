@@ -7,6 +7,7 @@ run whose answers lie in the store reads no weights.
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from clipcli.errors import VocabularyError
 from clipcli.model.config import Activation, ClipConfig
 from clipcli.store.database import Store
 from clipcli.tokenizer import Tokenizer, files_of
+from clipcli.weights import catalog
 from clipcli.weights.fetch import Located, resolve
 from clipcli.weights.load import Checkpoint, load_checkpoint
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from clipcli.model.clip import ImageTower
     from clipcli.model.device import Placement, Precision
     from clipcli.model.text import TextTransformer
+
+log = logging.getLogger("clipcli")
 
 TOKENS_PER_BATCH = 1500  # more gains nothing on a CPU (two cores, ViT-B/32)
 Vectors = NDArray[np.float32]
@@ -49,9 +53,9 @@ def load_model(
     """Open a checkpoint: a directory in open_clip's or transformers' layout, a weight file, or a model by name.
 
     A name is a short one ("ViT-B-32-256-datacomp") or an id of the Hub, `org/name` or `org/name@revision`: the model
-    is downloaded if it isn't in the Hub's cache yet, unless `offline`. A `Path` is always one. `activation` and
-    `head_width` are for bare state dicts, which don't tell; `store` defaults to one that is forgotten with the
-    process. Raises ModelError, VocabularyError, UsageError.
+    is downloaded if it isn't in the Hub's cache yet, unless `offline`; "tiny" lies in this package. A `Path` is never
+    a name. `activation` and `head_width` are for bare state dicts, which don't tell; `store` defaults to one that is
+    forgotten with the process. Raises ModelError, VocabularyError, UsageError.
     """
     words = Path(vocabulary) if vocabulary is not None else None
     located = model if isinstance(model, Located) else resolve(model, offline=offline, vocabulary=words)
@@ -62,6 +66,8 @@ def load_model(
         preprocess = replace(checkpoint.config.preprocess, resize_mode=located.entry.resize_mode)
         checkpoint = replace(checkpoint, config=replace(checkpoint.config, preprocess=preprocess))
     checkpoint = replace(checkpoint, name=located.name)
+    if located.entry is catalog.TINY:
+        log.warning("tiny is a small model for trying out; default: %s", catalog.DEFAULT)
     return Model(checkpoint, device=device, precision=precision, store=store or Store(None))
 
 
