@@ -138,12 +138,15 @@ def _rectangle(x: Tensor, u: Tensor, area: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mix(x: Tensor, u: Tensor, probability: float) -> tuple[Tensor, Mixing]:
-    """Half of the chosen pictures get a rectangle of their neighbour in the batch, half its faint image."""
+    """Half of the chosen pictures get a rectangle of their neighbour in the batch, half its faint image.
+
+    About half of a picture is its own at least, so that no caption is left without a picture.
+    """
     partner = torch.arange(len(x), device=x.device).roll(1)
     chosen = u[:, 0] < probability
     pasted = chosen & (u[:, 1] < 0.5)
-    inside, share = _rectangle(x, u[:, 2:5], u[:, 5])
-    share = torch.where(pasted, 1 - share, torch.where(chosen, u[:, 5], torch.ones_like(share)))
+    inside, share = _rectangle(x, u[:, 2:5], u[:, 5] / 2)
+    share = torch.where(pasted, 1 - share, torch.where(chosen, 1 - u[:, 5] / 2, torch.ones_like(share)))
     fainter = torch.where(pasted, torch.ones_like(share), share).view(-1, 1, 1, 1)
     other = x[partner]
     x = torch.where(inside & pasted.view(-1, 1, 1, 1), other, fainter * x + (1 - fainter) * other)
