@@ -1,6 +1,6 @@
 """Zero-shot image classification at the command line, with CLIP.
 
-The library behind the command: `load_model`, `build_classifier`, `classify`. Importing it imports nothing heavy; a
+The library behind the command: `load_model`, `build_classifier`, `classify`, `embed`. Importing it imports nothing heavy; a
 name's module is imported when the name is first used (PEP 562).
 """
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clipcli.errors import ClipcliError as ClipcliError
     from clipcli.records import Candidate as Candidate
+    from clipcli.records import Embedded as Embedded
     from clipcli.records import Failure as Failure
     from clipcli.records import Label as Label
     from clipcli.records import Prediction as Prediction
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from clipcli.tasks.build import build_classifier as build_classifier
     from clipcli.tasks.classify import ClassifyOptions as ClassifyOptions
     from clipcli.tasks.classify import classify as classify
+    from clipcli.tasks.embed import EmbedOptions as EmbedOptions
+    from clipcli.tasks.embed import embed as embed
     from clipcli.weights.model import Model as Model
     from clipcli.weights.model import load_model as load_model
     from clipcli.zeroshot.classifier import Classifier as Classifier
@@ -33,6 +36,8 @@ _HOME = {
     "Classifier": "zeroshot.classifier",
     "ClassifyOptions": "tasks.classify",
     "ClipcliError": "errors",
+    "EmbedOptions": "tasks.embed",
+    "Embedded": "records",
     "Failure": "records",
     "Label": "records",
     "Model": "weights.model",
@@ -41,6 +46,7 @@ _HOME = {
     "Store": "store.database",
     "build_classifier": "tasks.build",
     "classify": "tasks.classify",
+    "embed": "tasks.embed",
     "load_classifier": "zeroshot.classifier_file",
     "load_model": "weights.model",
     "save_classifier": "zeroshot.classifier_file",

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,14 @@ class Source:
 
     path: str
     data: bytes | None = None  # None: the bytes lie at `path`
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """A picture and its unit embedding, float32 [dim]."""
+
+    path: str
+    vector: NDArray[np.float32]
 
 
 class FailureKind(StrEnum):

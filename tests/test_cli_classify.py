@@ -266,14 +266,14 @@ def test_talk_is_on_stderr(cli: Run) -> None:
 # ---- the store, and classifiers
 
 
-def test_a_second_run_runs_no_text_tower(cli: Run, towers: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_runs_no_tower(cli: Run, towers: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     first = cli("classify", ".", *LABELS, "-f", "jsonl")
     assert towers["text"] == 21
     tower = towers_read(monkeypatch)
     second = cli("classify", ".", *LABELS, "-f", "jsonl")
     assert second.out == first.out
     assert towers["text"] == 21
-    assert tower == {"image"}
+    assert tower == set()
 
 
 def towers_read(monkeypatch: pytest.MonkeyPatch) -> set[str]:

@@ -31,7 +31,9 @@ from pictures_made import (
 from PIL import Image
 
 from clipcli.images import decode as decode_module
-from clipcli.images.decode import MAX_PIXELS, Pixels, decode, open_picture
+from clipcli.images import read as read_module
+from clipcli.images.budget import MAX_MEMORY, MAX_PIXELS
+from clipcli.images.decode import Pixels, decode, open_picture
 from clipcli.records import Failure, FailureKind, Source
 
 
@@ -202,7 +204,7 @@ def test_memory_is_announced_before_it_is_taken(tmp_path: Path, monkeypatch: pyt
     with path.open("wb") as file:
         file.truncate(decode_module.BIG)  # a hole
     monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("opened before its turn"))
-    with pytest.raises(LookupError, match=str(decode_module.MAX_MEMORY)):
+    with pytest.raises(LookupError, match=str(MAX_MEMORY)):
         open_picture(Source(str(path)), "auto", refused)
 
 
@@ -417,7 +419,7 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert why(str(tmp_path)) == ("unreadable", "a folder, not a file")
     assert why(str(tmp_path / "pipe.jpg")) == ("unreadable", "a pipe, not a file")
     assert why("a\0b") == ("missing", "no file can have this name: it holds a NUL byte")
-    monkeypatch.setattr(decode_module, "MAX_BYTES", 10)
+    monkeypatch.setattr(read_module, "MAX_BYTES", 10)
     assert why(str(path))[0] == "too-large"
     monkeypatch.undo()
 

@@ -25,10 +25,11 @@ from pictures_made import encoded, photo
 
 from clipcli.images import budget as budget_module
 from clipcli.images import stream as stream_module
+from clipcli.images import transform as transform_module
 from clipcli.images.budget import BIG, Budget
 from clipcli.images.decode import open_picture
 from clipcli.images.find import Walk
-from clipcli.images.stream import Batch, batches, default_workers, make_prepare
+from clipcli.images.stream import Batch, Prepared, batches, default_workers, make_prepare
 from clipcli.images.transform import transform
 from clipcli.model.config import Preprocess
 from clipcli.records import Failure, FailureKind, Source
@@ -36,12 +37,17 @@ from clipcli.records import Failure, FailureKind, Source
 Item = Source | Failure
 
 
-def number(path: str) -> npt.NDArray[np.uint8]:
-    """A square that tells from which source it came."""
+def square(path: str) -> npt.NDArray[np.uint8]:
+    """One that tells from which source it came."""
     return np.full((3, 2, 2), int(path) % 251, np.uint8)
 
 
-def prepare(source: Source) -> npt.NDArray[np.uint8] | Failure:
+def number(path: str) -> Prepared:
+    """A picture made ready, as such a square."""
+    return Prepared(square(path))
+
+
+def prepare(source: Source) -> Prepared | Failure:
     """Names that end in 3 fail."""
     if source.path.endswith("3"):
         return Failure(source.path, FailureKind.CORRUPT, "made to fail")
@@ -61,7 +67,7 @@ def check(made: list[Batch], count: int) -> None:
         good = [item for item in batch.items if isinstance(item, Source)]
         assert batch.pixels.shape[0] == len(good)
         for row, item in zip(batch.pixels, good, strict=True):
-            np.testing.assert_array_equal(row, number(item.path))
+            np.testing.assert_array_equal(row, square(item.path))
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 5.0) -> bool:
@@ -95,7 +101,7 @@ def test_order_and_composition_do_not_depend_on_speed() -> None:
     dice = random.Random(1)
     delays = [dice.choice((0, 0, 0.001, 0.01)) for _ in range(150)]
 
-    def slowly(source: Source) -> npt.NDArray[np.uint8] | Failure:
+    def slowly(source: Source) -> Prepared | Failure:
         time.sleep(delays[int(source.path)])
         return prepare(source)
 
@@ -123,7 +129,7 @@ def test_the_source_is_pulled_only_a_bounded_way_ahead() -> None:
             pulled.append(None)
             yield Source(str(len(pulled)))
 
-    def counting(source: Source) -> npt.NDArray[np.uint8]:
+    def counting(source: Source) -> Prepared:
         prepared.append(None)
         return number(source.path)
 
@@ -179,7 +185,7 @@ def test_silence_without_anything_pending_yields_nothing() -> None:
 
 
 def test_a_slow_picture_is_no_silence() -> None:
-    def slowly(source: Source) -> npt.NDArray[np.uint8]:
+    def slowly(source: Source) -> Prepared:
         time.sleep(0.1)
         return number(source.path)
 
@@ -207,7 +213,7 @@ def test_what_the_source_raises_comes_after_what_came_before() -> None:
 
 
 def test_a_bug_in_prepare_is_raised_in_its_place() -> None:
-    def broken(source: Source) -> npt.NDArray[np.uint8]:
+    def broken(source: Source) -> Prepared:
         if source.path == "4":
             raise ZeroDivisionError("a bug")
         return number(source.path)
@@ -257,13 +263,13 @@ def test_an_early_end_does_not_wait_for_a_blocked_input() -> None:
 def test_a_process_ends_while_its_stdin_is_silent(way: str) -> None:
     program = """
         import sys
-        from clipcli.images.find import read_list
-        from clipcli.images.stream import batches
+        from clipcli.images.lists import read_list
+        from clipcli.images.stream import Prepared, batches
         from clipcli.records import Source
         import numpy as np
         listed = map(Source, read_list(sys.stdin.buffer, False))
         try:
-            for batch in batches(listed, lambda source: np.zeros((3, 2, 2), np.uint8), batch_size=1, workers=2):
+            for batch in batches(listed, lambda source: Prepared(np.zeros((3, 2, 2), np.uint8)), batch_size=1, workers=2):
                 print(batch.items[0].path, flush=True)
                 if sys.argv[1] == "break":
                     break
@@ -310,7 +316,7 @@ def test_no_memory_to_resize_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(stream_module, "transform", exhausted)
+    monkeypatch.setattr(transform_module, "transform", exhausted)
     outcome = make_prepare(Preprocess(), 8)(Source("a", encoded(photo(), "PNG")))
     assert outcome == Failure("a", FailureKind.TOO_LARGE, "not enough memory to resize it")
 
@@ -371,7 +377,7 @@ def test_memory_is_claimed_before_it_is_taken_and_until_the_picture_is_small(
 ) -> None:
     """Four workers, a crowd of pictures that count as big: never two at once between claim and square."""
     together, most = 0, 0
-    real = stream_module.transform
+    real = transform_module.transform
 
     def watched(*args: object, **rules: object) -> npt.NDArray[np.uint8]:
         nonlocal together, most
@@ -381,7 +387,7 @@ def test_memory_is_claimed_before_it_is_taken_and_until_the_picture_is_small(
         together -= 1
         return real(*args, **rules)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(stream_module, "transform", watched)
+    monkeypatch.setattr(transform_module, "transform", watched)
     for name in range(12):
         (tmp_path / f"{name:02}.png").write_bytes(encoded(photo(seed=name), "PNG"))
     items = [*Walk([str(tmp_path)])]

@@ -148,7 +148,7 @@ def classify(
 
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
         with talk.working("starting"):
-            from clipcli.tasks.classify import ClassifyOptions, speed
+            from clipcli.tasks.classify import ClassifyOptions
             from clipcli.tasks.classify import classify as task
 
         options = ClassifyOptions(
@@ -167,7 +167,7 @@ def classify(
         wanted = frozenset(select or [])
         opened, found, rest = _prepare(choice, words, background, unknown_label, wanted, talk)
         destination.check(opened.files)
-        talk.detail("batch size {}, {} decoding threads".format(*speed(options, opened)))
+        talk.detail("batch size {}, {} decoding threads".format(*options.speed(opened)))
         rows = task(pictures.walk(), found, opened, options, background=rest)
         with talk.working("classifying"):
             rows = chain(list(islice(rows, 1)), rows)  # the towers work: only now is an output file made

@@ -15,6 +15,8 @@ from functools import cache
 
 Take = Callable[[int], None]
 
+MAX_PIXELS = 250_000_000  # 1 GB once decoded, whatever the mode; the largest telephones' cameras have 200 million
+MAX_MEMORY = 8 * MAX_PIXELS  # a picture takes 4 bytes a pixel at most, and as much again when it is converted
 BIG = 100_000_000  # bytes: what takes less is not counted
 
 

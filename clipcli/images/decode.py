@@ -16,28 +16,24 @@ from __future__ import annotations
 
 import logging
 import re
-import stat
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib import import_module
 from io import BytesIO
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from clipcli.images.budget import BIG, Take, unlimited
-from clipcli.images.find import HEAD, no_source, not_a_file, sniff
+from clipcli.images.budget import BIG, MAX_PIXELS, Take, unlimited
+from clipcli.images.find import HEAD, sniff
+from clipcli.images.read import read_bytes
 from clipcli.records import Failure, FailureKind, Source
 
 Pixels = Literal["auto", "reference"]
 
-MAX_PIXELS = 250_000_000  # 1 GB once decoded, whatever the mode; the largest telephones' cameras have 200 million
-MAX_BYTES = 1 << 30
-MAX_MEMORY = 8 * MAX_PIXELS  # a picture takes 4 bytes a pixel at most, and as much again when it is converted
 STRIP = 1 << 18  # pixels of a big or wide-valued picture that are converted at a time
 _PILLOW_LIMIT = 1024**3 // 4 // 3  # what MAX_IMAGE_PIXELS is unless somebody set it
 
@@ -57,24 +53,6 @@ def open_picture(source: Source, policy: Pixels = "auto", take: Take = unlimited
     """The picture, loaded: RGB under `auto`, of its own mode under `reference`. Bad data raise nothing."""
     data = read_bytes(source, take)
     return data if isinstance(data, Failure) else decode(source.path, data, policy, take)
-
-
-def read_bytes(source: Source, take: Take = unlimited) -> bytes | Failure:
-    """All bytes of the picture's file. Read at once: a file that changes or vanishes later does no harm."""
-    if source.data is not None:
-        return source.data
-    try:
-        status = Path(source.path).stat()
-        if not stat.S_ISREG(status.st_mode):  # asked before opening: a FIFO would wait for a writer
-            return not_a_file(source.path, status.st_mode)
-        if status.st_size > MAX_BYTES:
-            return Failure(source.path, FailureKind.TOO_LARGE, f"the file has more than {MAX_BYTES >> 30} GiB")
-        if status.st_size >= BIG:
-            take(MAX_MEMORY)  # its pixels are not known yet
-        with Path(source.path).open("rb") as file:
-            return file.read(max(status.st_size, 1 << 16))  # a bound, in case it grows without end
-    except (OSError, ValueError) as error:
-        return no_source(source.path, error)
 
 
 def decode(path: str, data: bytes, policy: Pixels = "auto", take: Take = unlimited) -> Image.Image | Failure:

@@ -2,10 +2,12 @@
 
     sources --feeder thread--> prepare(source) in the pool --> one queue, in order --> Batch --> the caller
 
+A picture that is known by its file or its bytes (`Memory`) brings its embedding along and is not decoded.
+
 In: any iterable of `Source | Failure` (it may block, as stdin does), and a function that prepares one picture.
 Out: batches, lazily. Everything is bounded: the feeder takes a ticket before it pulls an item, and the ticket
 comes back when the item's turn has come, so that at most `batch_size + workers` items are ahead of the batch in
-the making. It knows no model and no file formats.
+the making; it also waits while the sources that are not decoded yet have brought many bytes along. It knows no model and no file formats.
 """
 
 from __future__ import annotations
@@ -16,33 +18,63 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from clipcli.images.budget import Budget, Take
-from clipcli.images.decode import MAX_MEMORY, Pixels, open_picture
-from clipcli.images.transform import Crop, transform
+from clipcli.images.budget import MAX_MEMORY, Budget, Take
+from clipcli.images.read import read_bytes
 from clipcli.model.config import Preprocess
 from clipcli.records import Failure, FailureKind, Source
 
+if TYPE_CHECKING:
+    from clipcli.images.transform import Crop, Pixels
+
 Item = Source | Failure
 Square = npt.NDArray[np.uint8]  # [3, H, W]
-Prepare = Callable[[Source], Square | Failure]
-Entry = Future[tuple[Item, Square | None]]
+Vector = npt.NDArray[np.float32]
 
-FAILURES_PER_PICTURE = 3  # a batch may hold this many more items than pictures before it is closed
+MAX_WAITING = 1 << 28  # bytes that came with sources, of archives say, before no further one is pulled
+PER_PICTURE = 3  # a batch may hold this many more items than pictures to encode before it is closed
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A picture made ready: its pixels, or in their place the embedding that is known of it."""
+
+    square: Square | None = None
+    embedding: Vector | None = None
+    key: bytes = b""  # of its embedding, where embeddings are kept
+    file: tuple[bytes, bytes] | None = None  # keys of the file and its bytes' digest, where they are news
+
+
+class Memory(Protocol):
+    """What is remembered of pictures. Many threads may ask."""
+
+    def recall(self, source: Source) -> Prepared | None:
+        """The embedding of a file that hasn't changed since it was last read."""
+
+    def recognise(self, source: Source, data: bytes) -> Prepared:
+        """The embedding under the digest of these bytes, if it is known; else the key that it will have."""
+
+
+Prepare = Callable[[Source], "Prepared | Failure"]
+Entry = Future[tuple[Item, Prepared | None]]
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Items in input order, and the pixels of those that are Sources: row i belongs to the i-th of them.
+    """Items in input order. Of the Sources, those in `known` have their embedding; the others are rows of `pixels`.
 
     A Source that brought its own bytes has let them go (`data` is empty): they are not needed again.
     """
 
     items: tuple[Item, ...]
-    pixels: npt.NDArray[np.uint8]  # [n, 3, H, W]
+    known: dict[int, Vector]  # by the item's place
+    pixels: npt.NDArray[np.uint8]  # [n, 3, H, W], in the order of the items
+    keys: tuple[bytes, ...]  # of the embeddings of `pixels`
+    files: tuple[tuple[bytes, bytes], ...]  # what is to be remembered of files
 
 
 def default_workers() -> int:
@@ -51,23 +83,38 @@ def default_workers() -> int:
     return max(1, min(16, cpus))
 
 
-def make_prepare(preprocess: Preprocess, size: int, pixels: Pixels = "auto", crop: Crop = "model") -> Prepare:
+def make_prepare(
+    preprocess: Preprocess, size: int, pixels: Pixels = "auto", crop: Crop = "model", memory: Memory | None = None
+) -> Prepare:
     """What `batches` does with a picture: open it, make it uint8 [3, size, size]. Many threads may call it.
 
-    Big pictures take turns: together they have as much memory as the largest needs by itself.
+    Big pictures take turns: together they have as much memory as the largest needs by itself. Pillow is imported
+    with the first picture that `memory` doesn't know.
     """
     budget = Budget(MAX_MEMORY)
 
-    def prepare(source: Source) -> Square | Failure:
+    def prepare(source: Source) -> Prepared | Failure:
+        found = memory.recall(source) if memory else None
+        if found is not None:
+            return found
         with budget.share() as take:
             return prepared(source, take)  # when it returns, the picture is gone, and so its memory
 
-    def prepared(source: Source, take: Take) -> Square | Failure:
-        picture = open_picture(source, pixels, take)
+    def prepared(source: Source, take: Take) -> Prepared | Failure:
+        data = read_bytes(source, take)
+        if isinstance(data, Failure):
+            return data
+        found = memory.recognise(source, data) if memory else Prepared()
+        if found.embedding is not None:
+            return found
+        from clipcli.images.decode import decode
+        from clipcli.images.transform import transform
+
+        picture = decode(source.path, data, pixels, take)
         if isinstance(picture, Failure):
             return picture
         try:
-            return transform(picture, preprocess, size, pixels=pixels, crop=crop)
+            return replace(found, square=transform(picture, preprocess, size, pixels=pixels, crop=crop))
         except MemoryError:
             return Failure(source.path, FailureKind.TOO_LARGE, "not enough memory to resize it")
 
@@ -117,28 +164,38 @@ class _Making:
     """The batch in the making: one block of memory that grows no further, filled picture by picture."""
 
     def __init__(self, batch_size: int) -> None:
-        self.items: list[Item] = []
         self._size = batch_size
-        self._count = 0
         self._shape: tuple[int, ...] = (3, 0, 0)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.items: list[Item] = []
+        self._known: dict[int, Vector] = {}
+        self._keys: list[bytes] = []
+        self._files: list[tuple[bytes, bytes]] = []
         self._block: npt.NDArray[np.uint8] | None = None
 
-    def add(self, item: Item, square: Square | None) -> None:
+    def add(self, item: Item, prepared: Prepared | None) -> None:
+        if prepared is not None:
+            if prepared.file is not None:
+                self._files.append(prepared.file)
+            if prepared.embedding is not None:
+                self._known[len(self.items)] = prepared.embedding
+            elif prepared.square is not None:
+                if self._block is None:
+                    self._shape = prepared.square.shape
+                    self._block = np.empty((self._size, *self._shape), np.uint8)
+                self._block[len(self._keys)] = prepared.square
+                self._keys.append(prepared.key)
         self.items.append(item)
-        if square is not None:
-            if self._block is None:
-                self._shape = square.shape
-                self._block = np.empty((self._size, *square.shape), np.uint8)
-            self._block[self._count] = square
-            self._count += 1
 
     def full(self) -> bool:
-        return self._count == self._size or len(self.items) >= (1 + FAILURES_PER_PICTURE) * self._size
+        return len(self._keys) == self._size or len(self.items) >= (1 + PER_PICTURE) * self._size
 
     def close(self) -> Batch:
         block = np.empty((0, *self._shape), np.uint8) if self._block is None else self._block
-        batch = Batch(tuple(self.items), block[: self._count])
-        self.items, self._count, self._block = [], 0, None
+        batch = Batch(tuple(self.items), self._known, block[: len(self._keys)], tuple(self._keys), tuple(self._files))
+        self._begin()
         return batch
 
 
@@ -150,6 +207,8 @@ class _Feed:
         self._tickets = threading.Semaphore(ahead)
         self._entries: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()  # bounded by the tickets
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="clipcli-decode")
+        self._waiting = 0  # bytes of sources that are not decoded yet
+        self._decoded = threading.Condition()
         self._closing = threading.Lock()
         self._closed = threading.Event()
         # A daemon: it may sit in a read of stdin that nobody can interrupt when the process wants to end.
@@ -166,11 +225,14 @@ class _Feed:
             self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._tickets.release()  # wakes the feeder, which then sees that it is over
+        self._wait_less(0)
 
     def _pull(self, sources: Iterable[Item]) -> None:
         try:
             iterator = iter(sources)
             while self._tickets.acquire() and not self._closed.is_set():
+                with self._decoded:
+                    self._decoded.wait_for(lambda: self._waiting < MAX_WAITING or self._closed.is_set())
                 item = next(iterator, None)
                 if item is None:
                     break
@@ -186,13 +248,23 @@ class _Feed:
 
     def _entry(self, item: Item) -> Entry:
         if isinstance(item, Source):
+            self._wait_less(-len(item.data or b""))
             return self._pool.submit(self._prepared, item)
         entry: Entry = Future()
         entry.set_result((item, None))
         return entry
 
-    def _prepared(self, source: Source) -> tuple[Item, Square | None]:
-        outcome = self._prepare(source)
+    def _prepared(self, source: Source) -> tuple[Item, Prepared | None]:
+        try:
+            outcome = self._prepare(source)
+        finally:
+            self._wait_less(len(source.data or b""))
         if isinstance(outcome, Failure):
             return outcome, None
         return (source if source.data is None else replace(source, data=b"")), outcome
+
+    def _wait_less(self, size: int) -> None:
+        """So many bytes are waiting no more, or the end has come."""
+        with self._decoded:
+            self._waiting -= size
+            self._decoded.notify_all()

@@ -73,6 +73,20 @@ class Store:
             self._write("digest", {key: np.frombuffer(digest, np.uint8)}, "")
         return digest
 
+    def picture_digest(self, file: bytes) -> bytes | None:
+        """The digest of the bytes that a picture's file had under `file_key`, or None."""
+        known = self._read("picture", [file]).get(file)
+        return None if known is None else bytes(known)
+
+    def embedding(self, key: bytes) -> Array | None:
+        """The embedding under `embedding_key`, float32 [D], read-only, or None."""
+        return self._read("embedding", [key]).get(key)
+
+    def keep_pictures(self, files: Mapping[bytes, bytes], embeddings: Mapping[bytes, Array], model: str) -> None:
+        """Keep digests of files' bytes by `file_key`, and embeddings; `model`: the image tower's fingerprint."""
+        self._write("picture", {key: np.frombuffer(digest, np.uint8) for key, digest in files.items()}, "")
+        self._write("embedding", embeddings, model)
+
     def prompt_vectors(self, keys: Sequence[bytes]) -> dict[bytes, Array]:
         """The vectors that are known, float32 [D], read-only, by `prompt_key`."""
         return self._read("prompt", keys)
@@ -90,7 +104,7 @@ class Store:
         self._write("classifier", {key: weight}, model)
 
     def _read(self, kind: str, keys: Sequence[bytes]) -> dict[bytes, Any]:
-        """The intact values under `keys`: uint8 for digests, float32 for all others."""
+        """The intact values under `keys`: uint8 for digests and pictures, float32 for all others."""
 
         def work(connection: sqlite3.Connection) -> dict[bytes, Any]:
             found: dict[bytes, Any] = {}
@@ -154,7 +168,7 @@ def _evict(connection: sqlite3.Connection, limit: int) -> None:
 
 
 def _dtype(kind: str) -> str:
-    return "|u1" if kind == "digest" else "<f4"
+    return "|u1" if kind in ("digest", "picture") else "<f4"
 
 
 def _array(kind: str, shape: bytes, value: bytes) -> npt.NDArray[Any]:

@@ -61,6 +61,19 @@ def classifier_key(
     return _end(state, json.dumps(words, separators=(",", ":")).encode())
 
 
+def picture_digest(data: bytes) -> bytes:
+    """What a picture is known by, whatever its name: a digest of its bytes."""
+    return blake2b(data, digest_size=KEY_BYTES).digest()
+
+
+def embedding_key(picture: bytes, pixels: str, image_fingerprint: str, arithmetic: str) -> bytes:
+    """The key of a picture's embedding, by its digest.
+
+    `pixels`: how it is decoded, by what, and cropped; image tower (with its preprocessing), precision and runtime.
+    """
+    return _end(_begin("embedding", pixels, image_fingerprint, arithmetic), picture)
+
+
 def file_key(file: Path, part: str) -> bytes:
     """The key of what was computed from `part` of a file, as long as the file stays as it is.
 

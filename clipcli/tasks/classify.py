@@ -1,6 +1,6 @@
 """Pictures meet words: the file to read first.
 
-    inputs --find.walk--> sources --stream.batches--> pixels --encode_image--> embeddings --_decide--> rows
+    inputs --tasks.embed--> embeddings --Ranking.decide--> rows
 
 `classify` yields one row for every input, in order: a `Prediction` or a `Failure`. It neither prints nor exits.
 """
@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -16,17 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcli.errors import LabelError, UsageError
-from clipcli.images.find import Walk
-from clipcli.images.stream import Batch, batches, default_workers, make_prepare
-from clipcli.images.transform import Crop, Pixels
-from clipcli.records import Candidate, Failure, FailureKind, Prediction, Row, Source
+from clipcli.records import Candidate, Embedded, Failure, Prediction, Row
+from clipcli.tasks.embed import EmbedOptions, Input, embed
 from clipcli.weights.model import Model
 from clipcli.zeroshot.classifier import Classifier
 
 
-@dataclass(frozen=True)
-class ClassifyOptions:
-    """How pictures are prepared and when an answer counts."""
+@dataclass(frozen=True, kw_only=True)
+class ClassifyOptions(EmbedOptions):
+    """How pictures are prepared, and when an answer counts."""
 
     top_k: int = 5
     temperature: float = 1.0  # divides the logits
@@ -34,20 +31,12 @@ class ClassifyOptions:
     min_cosine: float | None = None
     min_margin: float | None = None
     unknown_label: str = "unknown"  # the label of a row that abstains
-    pixels: Pixels = "auto"
-    crop: Crop = "model"
-    batch_size: int | None = None  # None: chosen by device
-    workers: int | None = None  # decoding threads; None: one a CPU
-    flush_after: float | None = None  # seconds of silent input after which a partial batch goes through
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
             raise UsageError(f"the temperature is {self.temperature}", hint="it is a finite number above 0")
         if not self.unknown_label.strip():
             raise UsageError("the label of rows that abstain is empty", hint="give a name: --unknown-label NAME")
-
-
-Input = str | os.PathLike[str] | Source | Failure
 
 
 def classify(
@@ -67,39 +56,7 @@ def classify(
     ranking = Ranking(classifier, background, options)
     for part in filter(None, (classifier, background)):
         part.check_model(model)
-    return _rows(inputs, ranking, model, options)
-
-
-def speed(options: ClassifyOptions, model: Model) -> tuple[int, int]:
-    """Batch size and decoding threads of a run: what was asked for, else what suits the device."""
-    size = 128 if model.placement.device.type == "cuda" else 16
-    return options.batch_size or size, options.workers or default_workers()
-
-
-def _rows(inputs: Input | Iterable[Input], ranking: Ranking, model: Model, options: ClassifyOptions) -> Iterator[Row]:
-    model.read_image_tower()  # while a list that is still growing has not named its first picture
-    size = model.config.vision.image_size
-    batch_size, workers = speed(options, model)
-    stream = batches(
-        _sources(inputs),
-        make_prepare(model.config.preprocess, size, pixels=options.pixels, crop=options.crop),
-        batch_size=batch_size,
-        workers=workers,
-        flush_after=options.flush_after,
-    )
-    for batch in stream:
-        yield from _classify_batch(batch, ranking, model)
-
-
-def _sources(inputs: Input | Iterable[Input]) -> Iterator[Source | Failure]:
-    for item in [inputs] if isinstance(inputs, str | os.PathLike | Source | Failure) else inputs:
-        yield from [item] if isinstance(item, Source | Failure) else Walk([os.fspath(item)])
-
-
-def _classify_batch(batch: Batch, ranking: Ranking, model: Model) -> Iterator[Row]:
-    embeddings = iter(model.encode_image(batch.pixels)) if len(batch.pixels) else iter(())
-    for item in batch.items:
-        yield item if isinstance(item, Failure) else ranking.decide(item.path, next(embeddings))
+    return (row if isinstance(row, Failure) else ranking.decide(row) for row in embed(inputs, model, options))
 
 
 def check_names(names: tuple[str, ...], background: tuple[str, ...], unknown_label: str) -> None:
@@ -138,11 +95,9 @@ class Ranking:
         if not math.isfinite(self.scale):
             raise UsageError(f"the temperature {options.temperature} is too small", hint="take one near 1")
 
-    def decide(self, path: str, embedding: NDArray[np.float32]) -> Row:
-        """The row of one picture, from its unit embedding [dim]."""
-        if not np.isfinite(embedding).all():
-            return Failure(path, FailureKind.MODEL, "the image tower gave numbers that are not finite")
-        cosines = self.weight @ embedding
+    def decide(self, picture: Embedded) -> Prediction:
+        """The row of one picture."""
+        cosines = self.weight @ picture.vector
         logits = self.scale * cosines.astype(np.float64)
         scores = np.exp(logits - logits.max())
         scores /= scores.sum()
@@ -151,7 +106,7 @@ class Ranking:
         margin = top[0].score - top[1].score
         abstained = int(best[0]) >= self.foreground or self._too_weak(top[0], margin)
         return Prediction(
-            path=path,
+            path=picture.path,
             label=self.options.unknown_label if abstained else top[0].label,
             score=top[0].score,
             cosine=top[0].cosine,

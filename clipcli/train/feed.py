@@ -3,24 +3,25 @@
 In: the user's DATA and the settings. Out: for each step the canvases of this device's share of the batch, and what
 is true of each. One pass over the data finds every pair; if all decoded pictures fit into memory they are kept
 there and each epoch is a permutation of them, else every epoch reads the shards again in a new order, through a
-shuffle buffer. Device r of n takes every n-th sample of the one global order, so that n devices see the very batches
-that one would.
+shuffle buffer, and a picture that turns out to be broken gives its place to another. Device r of n takes every n-th
+sample of the one global order, so that n devices see the very batches that one would.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipcli.errors import ClipcliError, UsageError
-from clipcli.images.budget import Budget
-from clipcli.images.decode import MAX_MEMORY, open_picture
+from clipcli.images.budget import MAX_MEMORY, Budget
+from clipcli.images.decode import open_picture
 from clipcli.images.transform import transform
 from clipcli.model.config import Preprocess
 from clipcli.records import Failure, Label, Source
@@ -29,6 +30,8 @@ from clipcli.train.pairs import Pair, at_most, read_pairs, shards
 
 Canvas = tuple[NDArray[np.uint8], float]  # [3, C, C], width / height
 Progress = Callable[[int], None]  # pairs found so far
+
+log = logging.getLogger("clipcli")
 
 _BLOCK = 4096  # kept canvases that are allocated together
 
@@ -72,8 +75,9 @@ class Feed:
         self.size = config.canvas_size(image_size)
         self.share = share
         self.pairs: list[Pair] = []  # without bytes
-        self.failures: list[Failure] = []
+        self.failures: list[Failure] = []  # each once
         self.held: NDArray[np.int64] = np.empty(0, np.int64)  # pairs that only choose the best weights
+        self._met: set[Failure] = set()
         self._words = words or {}
         self._workers = workers
         self._strict = strict
@@ -106,7 +110,8 @@ class Feed:
             self._starts.append(len(self.pairs))
             for pair, canvas in self._canvases(self._read(shard), lambda: self.kept):
                 self.pairs.append(replace(pair, source=Source(pair.source.path)))
-                self._slots.append(-1 if isinstance(canvas, Failure) else len(self._aspects))
+                broken = self.kept and isinstance(canvas, Failure)  # what is read again is known to be broken then
+                self._slots.append(-1 if broken else len(self._aspects))
                 if isinstance(canvas, tuple):
                     self._keep(*canvas)
                 if progress and not len(self.pairs) % 500:
@@ -116,6 +121,10 @@ class Feed:
         if not self.pairs:
             raise UsageError(
                 "no pair of a picture and words in the data", hint="see clipcli train --help for its forms"
+            )
+        if max(self._slots) < 0:
+            raise UsageError(
+                "none of the data's pictures can be read", hint=f"{self.failures[0].path}: {self.failures[0].message}"
             )
         every = at_most(self._by_label(), config.max_per_label or len(self.pairs), config.seed)
         order = np.random.default_rng((config.seed, 1)).permutation(np.asarray(sorted(every), np.int64))
@@ -173,7 +182,7 @@ class Feed:
                 f"a batch of {size} is larger than the data: {len(self._chosen)} pairs to learn from",
                 hint="give a smaller --batch-size, or more data",
             )
-        words = {pair.phrases for pair in self.pairs}
+        words = {self.pairs[i].phrases for i in self._chosen}
         if len(words) < 2:
             raise UsageError(
                 f"all pictures have the same words, {next(iter(words))[0]!r}",
@@ -197,18 +206,23 @@ class Feed:
     def _failed(self, failure: Failure) -> None:
         if self._strict:
             raise ClipcliError(f"{failure.path}: {failure.message}", hint="without --strict it would be left out")
+        if failure in self._met:  # in an earlier epoch
+            return
+        self._met.add(failure)
         self.failures.append(failure)
+        if self.chosen:  # the list was shown when all was found
+            log.warning("left out: %s: %s", failure.path, failure.message)
 
     def _numbered(self, shard: int) -> Iterator[tuple[int, Pair]]:
         """A shard's pairs and their indices. Read again, it may not have changed."""
         start = self._starts[shard]
         end = self._starts[shard + 1] if shard + 1 < len(self._starts) else len(self.pairs)
-        known = len(self.failures)
-        for index, pair in enumerate(self._read(self.shards[shard]), start):
-            if index >= end or pair.source.path != self.pairs[index].source.path:
-                raise ClipcliError(f"{self.shards[shard]}: changed while the training went on")
+        again = (item for item in read_pairs([self.shards[shard]], self._words) if isinstance(item, Pair))
+        for index, (pair, known) in enumerate(zip_longest(again, islice(self.pairs, start, end)), start):
+            if not (pair and known and (pair.source.path, pair.phrases) == (known.source.path, known.phrases)):
+                hint = "--resume goes on from the last checkpoint where the data are as they were"
+                raise ClipcliError(f"{self.shards[shard]}: changed while the training went on", hint=hint)
             yield index, pair
-        del self.failures[known:]  # they were met before
 
     def _stream(self, rng: np.random.Generator) -> Iterator[Pair]:
         """All chosen pairs, shard by shard in a random order, drawn from a buffer."""

@@ -19,8 +19,8 @@ from typing import Any, TextIO
 
 from clipcli.errors import UsageError
 from clipcli.images.archives import Member, inside, is_archive, members
-from clipcli.images.decode import MAX_BYTES
 from clipcli.images.find import Walk, check_inputs, named_like_a_picture
+from clipcli.images.read import MAX_BYTES
 from clipcli.records import Failure, FailureKind, Label, Source
 from clipcli.zeroshot.files import checked
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcli.errors import VocabularyError
+from clipcli.errors import ModelError, VocabularyError
 from clipcli.model.config import Activation, ClipConfig
 from clipcli.store.database import Store
 from clipcli.tokenizer import Tokenizer, files_of
@@ -27,6 +27,7 @@ from clipcli.weights.fetch import Located, resolve
 from clipcli.weights.load import Checkpoint, load_checkpoint
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from clipcli.model.clip import ImageTower
@@ -78,6 +79,7 @@ class Model:
         self.checkpoint = checkpoint
         self.store = store
         self._asked = (device, precision)
+        self._most = sys.maxsize  # pictures in a batch, once memory was short
 
     def __repr__(self) -> str:
         return f"<clipcli.Model {self.name}>"
@@ -151,19 +153,57 @@ class Model:
             raise VocabularyError(f"{self.vocabulary}: changed while it was read", hint="it must be a regular file")
         return tokenizer
 
-    def read_image_tower(self) -> None:
-        """Read the image tower now and not with the first batch."""
-        _ = self._image_tower
+    @property
+    def on_cuda(self) -> bool:
+        """Whether it runs on a CUDA device; torch is asked only where there may be one."""
+        if self._asked[0] in ("cpu", "mps") or (self._asked[0] == "auto" and _cuda_is_ruled_out()):
+            return False
+        return self.placement.device.type == "cuda"
 
     def encode_image(self, pixels: NDArray[np.uint8]) -> Vectors:
-        """Map pictures [B, 3, size, size] (uint8, RGB) to unit embeddings [B, embed_dim] (fp32)."""
+        """Map pictures [B, 3, size, size] (uint8, RGB) to unit embeddings [B, embed_dim] (fp32).
+
+        Where the device's memory is too small for the batch, it goes through in halves, and later ones as well.
+        Pictures whose embedding isn't finite in half precision are encoded again in fp32; what still isn't finite
+        comes back so. Raises ModelError where there is no memory for a single picture.
+        """
+        import torch
+
+        if len(pixels) > self._most:
+            parts = [self.encode_image(pixels[i : i + self._most]) for i in range(0, len(pixels), self._most)]
+            return np.concatenate(parts)
+        try:
+            vectors = self._encode_image(self._image_tower, pixels, self.placement.dtype)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            self._halve(len(pixels), error)
+            return self.encode_image(pixels)
+        wrong = ~np.isfinite(vectors).all(axis=1)
+        if wrong.any() and self.placement.precision != "fp32":
+            vectors[wrong] = self._encode_image(self._exact_image_tower, pixels[wrong], torch.float32)
+        return vectors
+
+    def _encode_image(self, tower: ImageTower, pixels: NDArray[np.uint8], dtype: torch.dtype) -> Vectors:
         import torch
 
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             mean, std = self._mean_and_std
             batch = torch.from_numpy(pixels).to(self.placement.device)
             normalised = batch.float().div_(255).sub_(mean).div_(std)
-            return _unit(self._image_tower(normalised.to(self.placement.dtype)))
+            return _unit(tower(normalised.to(dtype)))
+
+    def _halve(self, size: int, error: Exception) -> None:
+        """Let no batch be larger than half of `size` from now on. Raises ModelError where it was one picture."""
+        import torch
+
+        if size == 1:
+            hint = "use --device cpu, or a smaller model"
+            raise ModelError(f"{self.name}: not enough memory for one picture", hint=hint) from error
+        self._most = size // 2
+        log.warning("not enough memory for %d pictures at once: going on with %d", size, self._most)
+        if self.placement.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def encode_text(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Vectors]]:
         """Map prompts (token ids with start and end, ragged) to unit embeddings.
@@ -187,6 +227,13 @@ class Model:
 
         tower = build_image_tower(self.config, self.checkpoint.tower("image"))
         return tower.to(self.placement.device, self.placement.dtype)
+
+    @cached_property
+    def _exact_image_tower(self) -> ImageTower:
+        """The image tower in fp32, for pictures that half precision can't hold."""
+        from clipcli.model.clip import build_image_tower
+
+        return build_image_tower(self.config, self.checkpoint.tower("image")).to(self.placement.device)
 
     @cached_property
     def _text_tower(self) -> TextTransformer:
@@ -219,6 +266,13 @@ def _cuda_is_ruled_out() -> bool:
     """Whether this is a Linux or a Mac without the device files that every CUDA, ROCm or WSL driver makes."""
     drivers = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
     return sys.platform in ("linux", "darwin") and not any(Path(file).exists() for file in drivers)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether that is what CUDA, MPS or the CPU's allocator mean; only CUDA has a class of its own for it."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error).lower() for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
 
 
 def _unit(x: Tensor) -> Vectors:

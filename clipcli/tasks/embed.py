@@ -1,0 +1,123 @@
+"""Pictures in, embeddings out, each from the store where it is known.
+
+    inputs --find.walk--> sources --stream.batches--> pixels --encode_image--> embeddings
+                                        |                                        |
+                                        +--- store: by file, or by bytes --------+
+
+A picture is known by its bytes, whatever its name; a file that hasn't changed isn't even read. A run that knows all
+its pictures imports neither torch nor Pillow. `embed` yields a row for every input, in order; it neither prints nor
+exits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clipcli.images.find import Walk
+from clipcli.images.stream import Batch, Prepared, batches, default_workers, make_prepare
+from clipcli.records import Embedded, Failure, FailureKind, Source
+from clipcli.store import keys
+from clipcli.weights.model import Model
+
+if TYPE_CHECKING:
+    from clipcli.images.transform import Crop, Pixels
+
+Input = str | os.PathLike[str] | Source | Failure
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions:
+    """How pictures are prepared, and how many at once."""
+
+    pixels: Pixels = "auto"
+    crop: Crop = "model"
+    batch_size: int | None = None  # None: chosen by device
+    workers: int | None = None  # decoding threads; None: one a CPU
+    flush_after: float | None = None  # seconds of silent input after which a partial batch goes through
+
+    def speed(self, model: Model) -> tuple[int, int]:
+        """Batch size and decoding threads of a run: what was asked for, else what suits the device."""
+        return self.batch_size or (128 if model.on_cuda else 16), self.workers or default_workers()
+
+
+def embed(
+    inputs: Input | Iterable[Input], model: Model, options: EmbedOptions | None = None
+) -> Iterator[Embedded | Failure]:
+    """The unit embedding of every picture: paths of pictures and folders, or `Source`s, or one of these."""
+    options = options or EmbedOptions()
+    batch_size, workers = options.speed(model)
+    memory = _Remembered(model, options) if model.store.path is not None else None
+    size = model.config.vision.image_size
+    stream = batches(
+        sources(inputs),
+        make_prepare(model.config.preprocess, size, options.pixels, options.crop, memory),
+        batch_size=batch_size,
+        workers=workers,
+        flush_after=options.flush_after,
+    )
+    for batch in stream:
+        yield from _embed_batch(batch, model)
+
+
+def sources(inputs: Input | Iterable[Input]) -> Iterator[Source | Failure]:
+    """What the inputs mean: folders walked, everything else as it is."""
+    for item in [inputs] if isinstance(inputs, str | os.PathLike | Source | Failure) else inputs:
+        yield from [item] if isinstance(item, Source | Failure) else Walk([os.fspath(item)])
+
+
+class _Remembered:
+    """What the store knows of pictures (`stream.Memory`)."""
+
+    def __init__(self, model: Model, options: EmbedOptions) -> None:
+        self._store = model.store
+        self._policy = f"{options.pixels} {options.crop} pillow {version('pillow')}"
+        self._maker = (model.image_fingerprint, model.arithmetic)
+
+    def recall(self, source: Source) -> Prepared | None:
+        file = self._file(source)
+        digest = self._store.picture_digest(file) if file else None
+        if digest is None:
+            return None
+        key = keys.embedding_key(digest, self._policy, *self._maker)
+        embedding = self._store.embedding(key)
+        return None if embedding is None else Prepared(embedding=embedding, key=key)
+
+    def recognise(self, source: Source, data: bytes) -> Prepared:
+        digest = keys.picture_digest(data)
+        file = self._file(source)
+        key = keys.embedding_key(digest, self._policy, *self._maker)
+        return Prepared(embedding=self._store.embedding(key), key=key, file=(file, digest) if file else None)
+
+    def _file(self, source: Source) -> bytes | None:
+        """The key of its file as it is now; None for bytes that came otherwise."""
+        if source.data is not None:
+            return None
+        try:
+            return keys.file_key(Path(source.path), "picture")
+        except (OSError, ValueError):  # reading it will tell
+            return None
+
+
+def _embed_batch(batch: Batch, model: Model) -> Iterator[Embedded | Failure]:
+    fresh = model.encode_image(batch.pixels) if len(batch.pixels) else np.empty((0, 0), np.float32)
+    finite = [bool(np.isfinite(vector).all()) for vector in fresh]
+    if model.store.path is not None:
+        known = {key: row for key, row, good in zip(batch.keys, fresh, finite, strict=True) if good}
+        model.store.keep_pictures(dict(batch.files), known, model.image_fingerprint)
+    rows = iter(zip(fresh, finite, strict=True))
+    for place, item in enumerate(batch.items):
+        if isinstance(item, Failure):
+            yield item
+            continue
+        vector, good = (batch.known[place], True) if place in batch.known else next(rows)
+        if good:
+            yield Embedded(item.path, vector)
+        else:
+            yield Failure(item.path, FailureKind.MODEL, "the image tower gave numbers that are not finite")
