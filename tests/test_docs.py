@@ -8,6 +8,7 @@ Numbers are masked in the comparison: they are a small random model's, and their
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -27,9 +29,14 @@ Here = Callable[[str], tuple[int, str]]  # a line of bash -> exit code, what it 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "prompts" / "README.md"]
 REFERENCE = ROOT / "docs" / "commands.md"
+TRAINING = ROOT / "docs" / "training.md"
+SETTING = re.compile(r"^    (\w+): [^=]+ = (.+?)(?:  # (.+))?$")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"-?\d+\.\d+|\d+(?= (?:k|M|G)?B\b)|[█▏▎▍▌▋▊▉]+ *")
 ALL = '{"path": "a.jpg", "label": "cat", "margin": 0.05, "abstained": false, "error": null}\n'
+CAPTIONS = "path,caption\n" + "photos/cat.png,a cat\nphotos/rocket.jpg,a rocket that takes off\n" * 4
+RECIPE = """image_size = 32\npatch_size = 16\nlayers = 1\nwidth = 32\nembed_dim = 16\ntext_width = 32\ntext_layers = 1
+vocabulary_size = 520\nepochs = 1\nbatch_size = 4\nhold_out = 0\n"""
 ELSEWHERE = ("pip ", "python3 ", "make ", "inotifywait", "hf ", "git ", "bash ")  # not ours, or not here
 
 
@@ -63,13 +70,20 @@ def make_sandbox(folder: Path) -> Path:
         "more.txt": "dog\n",
         "rest.txt": "moon\nsoup\n",
         "bad.txt": "cat\ntabby_cat\ncat\n",
+        "captions.csv": CAPTIONS,
+        "recipe.toml": RECIPE,
         "list": "photos/cat.png\nphotos/rocket.jpg\n",
     }.items():
         (folder / name).write_text(text)
     (folder / "cats").mkdir()
+    for number in range(8):
+        (folder / "by-class" / ("cat", "rocket")[number % 2]).mkdir(parents=True, exist_ok=True)
+        picture = folder / "by-class" / ("cat/{}.png", "rocket/{}.jpg")[number % 2].format(number)
+        picture.write_bytes((data / ("chelsea.png", "rocket.jpg")[number % 2]).read_bytes())
     (folder / "last-run").touch()
     os.utime(folder / "last-run", (0, 0))
     tiny.save(folder / "models" / "my-clip")
+    tiny.save(folder / "my-model")
     run("clipcli build-classifier labels.txt -o my.safetensors --no-cache", folder)
     return folder
 
@@ -115,6 +129,24 @@ def command_reference(sandbox: Path) -> str:
         inside = page.partition("─ Commands ─")[2]
         waiting = [f"{command} {name}".strip() for name in re.findall(r"^│ ([a-z][a-z-]*) ", inside, re.M)] + waiting
     return "\n".join(pages)
+
+
+def settings_of_training() -> str:
+    """docs/training.md with the table of settings: names, defaults and comments of `TrainConfig`'s source."""
+    from clipcli.train.config import TrainConfig
+
+    before, mark, _ = TRAINING.read_text(encoding="utf-8").partition("<!-- settings")
+    comment = mark + _.partition("-->")[0] + "-->\n"
+    lines: list[str] = []
+    for line in inspect.getsource(TrainConfig).splitlines():
+        if line.startswith("    # "):
+            lines += [f"\n### {line[6:].partition(';')[0]}\n", "| setting | default | |", "|---|---|---|"]
+        elif found := SETTING.match(line):
+            name, default, what = found.groups()
+            lines.append(f"| `{name}` | `{default}` | {(what or '').replace('|', chr(92) + '|')} |")
+        elif line.startswith("    @classmethod"):
+            break
+    return before + comment + "\n".join(lines) + "\n"
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +197,7 @@ def test_command_lines_work(here: Here, sandbox: Path, line: str) -> None:
     if re.search(r"\$file|tail -f|pull|install-completion", line):
         pytest.skip("needs a shell around it, a person, or the network")
     for made in re.findall(r"-o (\S+)", line):
-        (sandbox / made).unlink() if (sandbox / made).is_file() else None
+        (sandbox / made).unlink() if (sandbox / made).is_file() else shutil.rmtree(sandbox / made, ignore_errors=True)
     code, said = here(line)
     assert code in (0, 3), said
     assert "Traceback" not in said and "hint:" not in said, said
@@ -181,6 +213,14 @@ def test_the_python_example_runs(sandbox: Path, block: str) -> None:
 
 def test_the_command_reference_is_what_help_prints(sandbox: Path) -> None:
     assert REFERENCE.read_text(encoding="utf-8") == command_reference(sandbox), "python tests/test_docs.py"
+
+
+def test_every_setting_of_training_is_in_the_table() -> None:
+    from clipcli.train.config import TrainConfig
+
+    page = settings_of_training()
+    assert TRAINING.read_text(encoding="utf-8") == page, "python tests/test_docs.py"
+    assert all(f"| `{field.name}` |" in page for field in fields(TrainConfig))
 
 
 def test_links_between_pages_lead_somewhere() -> None:
@@ -210,6 +250,7 @@ def refresh() -> None:
                 return "```console\n" + "".join(lines) + "```"
 
             page.write_text(FENCE.sub(again, page.read_text(encoding="utf-8")), encoding="utf-8")
+        TRAINING.write_text(settings_of_training(), encoding="utf-8")
         REFERENCE.write_text(command_reference(sandbox), encoding="utf-8")
 
 

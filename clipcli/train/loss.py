@@ -2,8 +2,9 @@
 
 Pure functions of tensors. `contrastive_loss` is the paper's where every picture has a caption of its own; in a
 batch made of class names several pictures share a word, and `truth` then says which captions hold for which
-pictures: a picture's target is spread evenly over the captions that are true of it, and a caption's over its
-pictures ("soft targets").
+pictures ("soft targets"): a caption's target is spread evenly over the pictures that it is true of, and a picture's
+over its captions in proportion to what they say: one that holds for ten pictures weighs a tenth of one that holds for
+this picture alone. Spread evenly, the broad words ("animal") would drown the others.
 """
 
 from __future__ import annotations
@@ -33,13 +34,11 @@ def contrastive_loss(
             F.cross_entropy(logits, own, label_smoothing=smoothing)
             + F.cross_entropy(logits.T, own, label_smoothing=smoothing)
         ) / 2
-    to_text = F.cross_entropy(logits, _shares(targets), label_smoothing=smoothing)
-    to_image = F.cross_entropy(logits.T, _shares(targets.T), label_smoothing=smoothing)
+    pictures = targets / targets.sum(dim=0, keepdim=True)  # each column: a caption's share in its pictures
+    captions = pictures / pictures.sum(dim=1, keepdim=True)  # each row: a picture's share in its captions
+    to_text = F.cross_entropy(logits, captions, label_smoothing=smoothing)
+    to_image = F.cross_entropy(logits.T, pictures.T, label_smoothing=smoothing)
     return (to_text + to_image) / 2
-
-
-def _shares(targets: Tensor) -> Tensor:
-    return targets / targets.sum(dim=1, keepdim=True)
 
 
 def truth(true_of: Sequence[NDArray[np.int64]], chosen: NDArray[np.int64]) -> NDArray[np.float32]:
