@@ -18,8 +18,9 @@ from conftest import Run
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "numpy", "PIL", "huggingface_hub", "ftfy", "regex", "transformers", "safetensors", "sqlite3")
 PUBLIC = {
-    "Candidate", "Classifier", "ClassifyOptions", "ClipcliError", "Failure", "Label", "Model", "Prediction", "Source",
-    "Store", "__version__", "build_classifier", "classify", "load_classifier", "load_model", "save_classifier",
+    "Candidate", "Classifier", "ClassifyOptions", "ClipcliError", "Comparison", "Failure", "Label", "Model",
+    "Prediction", "Source", "Store", "__version__", "build_classifier", "classify", "compare", "load_classifier",
+    "load_model", "save_classifier",
 }  # fmt: skip
 
 
