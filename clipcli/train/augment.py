@@ -49,9 +49,7 @@ def augment(
     device where the work is done.
     """
     u = numbers.unbind(1)
-    x = canvas.float() / 255
-    if canvas.shape[-1] > 1.5 * size:  # crops are taken without a filter, so what is too fine goes first
-        x = F.interpolate(x, size=(round(1.25 * size),) * 2, mode="bilinear", antialias=True, align_corners=False)
+    x = _coarse(canvas, size)
     centre, half = _boxes(aspect, torch.stack(u[:4], 1), config)
     half = torch.stack([torch.where(u[4] < config.flip, -half[:, 0], half[:, 0]), half[:, 1]], 1)
     x = _crop(x, centre, half, size)
@@ -67,8 +65,8 @@ def augment(
 
 def centre_crop(canvas: Tensor, aspect: Tensor, size: int, preprocess: Preprocess) -> Tensor:
     """Pixels [B, 3, size, size], normalised, of the middle square, as the model's own preprocessing takes it."""
-    x = canvas.float() / 255
-    if canvas.shape[-1] != size or bool((aspect != 1).any()):
+    x = _coarse(canvas, size)
+    if x.shape[-1] != size or bool((aspect != 1).any()):
         half = torch.stack([(1 / aspect).clamp(max=1), aspect.clamp(max=1)], 1) / 2
         x = _crop(x, torch.full_like(half, 0.5), half, size)
     return _normalised(x, preprocess)
@@ -77,6 +75,14 @@ def centre_crop(canvas: Tensor, aspect: Tensor, size: int, preprocess: Preproces
 def normalised(pixels: Tensor, preprocess: Preprocess) -> Tensor:
     """uint8 [B, 3, H, W] as the model takes it."""
     return _normalised(pixels.float() / 255, preprocess)
+
+
+def _coarse(canvas: Tensor, size: int) -> Tensor:
+    """The canvases in 0..1, not much larger than `size`: crops are taken without a filter, so the finest goes first."""
+    x = canvas.float() / 255
+    if x.shape[-1] <= 1.5 * size:
+        return x
+    return F.interpolate(x, size=(round(1.25 * size),) * 2, mode="bilinear", antialias=True, align_corners=False)
 
 
 def _normalised(x: Tensor, preprocess: Preprocess) -> Tensor:
@@ -93,9 +99,10 @@ def _boxes(aspect: Tensor, u: Tensor, config: TrainConfig) -> tuple[Tensor, Tens
     else:
         area = config.crop_area + (1 - config.crop_area) * u[:, 2]
         ratio = torch.exp((2 * u[:, 3] - 1) * float(np.log(_RATIO)))  # width / height of the crop, in pixels
-        wide = (area * ratio / aspect).sqrt()
-        high = (area / ratio * aspect).sqrt()
-        half = torch.stack([wide, high], 1).clamp(max=1) / 2
+        wide = (area * ratio / aspect).sqrt().clamp(max=1)
+        high = (area / ratio * aspect).sqrt().clamp(max=1)
+        wide, high = torch.minimum(wide, high * _RATIO / aspect), torch.minimum(high, wide * aspect * _RATIO)
+        half = torch.stack([wide, high], 1) / 2
     return half + (1 - 2 * half) * u[:, :2], half
 
 
@@ -140,7 +147,8 @@ def _rectangle(x: Tensor, u: Tensor, area: Tensor) -> tuple[Tensor, Tensor]:
 def _mix(x: Tensor, u: Tensor, probability: float) -> tuple[Tensor, Mixing]:
     """Half of the chosen pictures get a rectangle of their neighbour in the batch, half its faint image.
 
-    About half of a picture is its own at least, so that no caption is left without a picture.
+    About half of a picture is its own at least, so that no caption is left without a picture. The neighbour is on
+    the same device: of several devices, each mixes its own share.
     """
     partner = torch.arange(len(x), device=x.device).roll(1)
     chosen = u[:, 0] < probability

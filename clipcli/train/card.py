@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipcli.model.config import ResNetConfig
+from clipcli.output.text import printable
 from clipcli.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -48,8 +50,8 @@ def card(trainer: Trainer, request: Request) -> str:
     default = TrainConfig()
     changed = [f.name for f in fields(config) if getattr(config, f.name) != getattr(default, f.name)]
     return _TEXT.format(
-        name=request.output.absolute().name,
-        folder=request.output,
+        name=printable(request.output.absolute().name),
+        folder=printable(str(request.output)),
         tower="ModifiedResNet" if resnet else "ViT",
         size=clip.vision.image_size,
         layers=clip.text.layers,
@@ -59,7 +61,7 @@ def card(trainer: Trainer, request: Request) -> str:
         dim=clip.embed_dim,
         parameters=sum(p.numel() for p in trainer.clip.parameters()),
         pairs=trainer.feed.chosen,
-        data=", ".join(f"`{path.rpartition('/')[2]}`" for path in request.data),
+        data=", ".join(f"`{printable(Path(path).absolute().name)}`" for path in request.data),
         step=trainer.state.step,
         steps=trainer.steps,
         batch=config.batch_size,

@@ -8,15 +8,25 @@ can follow it.
 from __future__ import annotations
 
 import json
+import sys
 import tomllib
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from clipcli.errors import UsageError
 from clipcli.model.config import Activation, ClipConfig, Preprocess, ResNetConfig, TextConfig, ViTConfig
+
+SMALLEST = 8  # px of a side: a rectangle that is pasted in must leave something of a picture
+
+_COUNTS = ("patch_size", "width", "embed_dim", "text_width", "text_layers", "context_length")
+_NOT_NEGATIVE = (
+    *("heads", "text_heads", "max_per_label", "canvas", "keep_gb", "shuffle_buffer", "chunk_size"),
+    *("weight_decay", "clip_gradient", "seed", "save_minutes"),
+)
+_TOLD = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -105,30 +115,43 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise UsageError for a setting that can't work."""
-        for name in ("image_size", "patch_size", "width", "embed_dim", "text_width", "text_layers", "context_length"):
+        for name in _COUNTS:
             _demand(getattr(self, name) >= 1, name, "must be at least 1")
+        for name in _NOT_NEGATIVE:
+            _demand(getattr(self, name) >= 0, name, "can't be negative")
+        for name in ("epochs", "learning_rate", "epsilon", "eval_every"):
+            _demand(getattr(self, name) > 0, name, "must be more than 0")
         _demand(self.batch_size >= 2, "batch_size", "must be at least 2: a picture is told apart from others")
-        _demand(self.epochs > 0, "epochs", "must be more than 0")
-        _demand(self.chunk_size >= 0, "chunk_size", "can't be negative")
-        _demand(self.max_per_label >= 0, "max_per_label", "can't be negative")
         for name in ("hold_out", "alias", "broader", "smoothing", "warmup", "flip", "grey", "erase", "mix", "jitter"):
             _demand(0 <= getattr(self, name) <= 1, name, "must lie between 0 and 1")
         _demand(self.hold_out <= 0.5, "hold_out", "must be at most 0.5")
         for name in ("ema", "beta1", "beta2"):
             _demand(0 <= getattr(self, name) < 1, name, "must be at least 0 and less than 1")
         _demand(0 < self.crop_area <= 1, "crop_area", "must be more than 0 and at most 1")
-        _demand(self.learning_rate > 0, "learning_rate", "must be more than 0")
+        _demand(self.alias + self.broader <= 1, "alias", "and broader must be at most 1 together")
         _demand(1 <= self.first_scale <= self.most_scale, "first_scale", "must lie between 1 and most_scale")
         _demand(len(self.sizes) == len(self.size_until), "sizes", "and size_until must be equally long")
         _demand(list(self.size_until) == sorted(self.size_until), "size_until", "must increase")
-        _demand(self.eval_every > 0, "eval_every", "must be more than 0")
+        _demand(all(0 <= until <= 1 for until in self.size_until), "size_until", "must lie between 0 and 1")
+        _demand(min(self.image_size, *self.sizes, SMALLEST) == SMALLEST, "image_size", f"must be at least {SMALLEST}")
+        if not self.init:
+            self._check_towers()
+
+    def _check_towers(self) -> None:
+        _demand(min(self.layers, default=0) >= 1, "layers", "must be at least 1")
         if self.tower == "resnet":
             _demand(len(self.layers) == 4, "layers", "must be four numbers for a ResNet, as in [3, 4, 6, 3]")
-            _demand(self.image_size % 32 == 0, "image_size", "must be a multiple of 32 for a ResNet")
-            _demand(all(size % 32 == 0 for size in self.sizes), "sizes", "must be multiples of 32 for a ResNet")
+            unit, rule = 32, "a multiple of 32 for a ResNet"
         else:
             _demand(len(self.layers) == 1, "layers", "must be one number for a ViT")
-            _demand(self.image_size % self.patch_size == 0, "image_size", "must be a multiple of patch_size")
+            unit, rule = self.patch_size, "a multiple of patch_size"
+        _demand(self.image_size % unit == 0, "image_size", f"must be {rule}")
+        _demand(all(size % unit == 0 for size in self.sizes), "sizes", f"must each be {rule}")
+        heads, text_heads = self._heads()
+        _demand(
+            self._channels() % heads == 0, "heads", f"({heads}) must divide the tower's {self._channels()} channels"
+        )
+        _demand(self.text_width % text_heads == 0, "text_heads", f"({text_heads}) must divide text_width")
 
     def canvas_size(self, image_size: int) -> int:
         """The side of the squares that augmentation starts from."""
@@ -144,11 +167,11 @@ class TrainConfig:
     def clip_config(self, vocab_size: int) -> ClipConfig:
         """The towers of a new model."""
         vision: ViTConfig | ResNetConfig
+        heads, text_heads = self._heads()
         if self.tower == "resnet":
             layers = typing.cast("tuple[int, int, int, int]", self.layers)
-            vision = ResNetConfig(self.image_size, layers, self.width, self.heads or max(1, self.width * 32 // 64))
+            vision = ResNetConfig(self.image_size, layers, self.width, heads)
         else:
-            heads = self.heads or max(1, self.width // 64)
             vision = ViTConfig(
                 self.image_size, self.patch_size, self.width, self.layers[0], heads, 4 * self.width, self.activation
             )
@@ -157,11 +180,19 @@ class TrainConfig:
             vocab_size=vocab_size,
             width=self.text_width,
             layers=self.text_layers,
-            heads=self.text_heads or max(1, self.text_width // 64),
+            heads=text_heads,
             mlp_width=4 * self.text_width,
             activation=self.activation,
         )
         return ClipConfig(self.embed_dim, vision, text, Preprocess())
+
+    def _channels(self) -> int:
+        """The width of the image tower where it attends."""
+        return 32 * self.width if self.tower == "resnet" else self.width
+
+    def _heads(self) -> tuple[int, int]:
+        """Of the image tower and of the text tower."""
+        return self.heads or max(1, self._channels() // 64), self.text_heads or max(1, self.text_width // 64)
 
     def differences(self, other: TrainConfig) -> list[str]:
         """The names of the settings in which the two differ and which change what is learned."""
@@ -195,26 +226,30 @@ def _value(name: str, value: object) -> object:
     from difflib import get_close_matches
 
     hints = typing.get_type_hints(TrainConfig)
-    if name not in {field.name for field in fields(TrainConfig)}:
+    if name not in hints:
         near = get_close_matches(name, hints, n=1)
         hint = f"did you mean {near[0]}?" if near else "clipcli train --help names the most important ones"
         raise UsageError(f"there is no training setting `{name}`", hint=hint)
     wanted = hints[name]
+    choices = typing.get_args(wanted)
+    if typing.get_origin(wanted) is Literal:
+        if value in choices:
+            return value
+        raise UsageError(f"setting `{name}` is {value!r}", hint="it is " + " or ".join(choices))
     if typing.get_origin(wanted) is tuple:
-        kind = typing.get_args(wanted)[0]
+        kind, hint = choices[0], f"a list is wanted, each item {_TOLD[choices[0]]}"
         values = value if isinstance(value, (list, tuple)) else [value]
-        if all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in values):
-            return tuple(kind(item) for item in values)
-    elif typing.get_origin(wanted) is Literal:
-        if value in typing.get_args(wanted):
-            return value
-        raise UsageError(f"setting `{name}` is {value!r}", hint="it is " + " or ".join(typing.get_args(wanted)))
-    elif isinstance(value, bool) or wanted is bool:
-        if isinstance(value, bool) and wanted is bool:
-            return value
-    elif (wanted is float and isinstance(value, (int, float))) or (wanted is int and isinstance(value, int)):
-        return wanted(value)
-    elif wanted is str and isinstance(value, str):
-        return value
-    kind = getattr(wanted, "__name__", "list of numbers")
-    raise UsageError(f"setting `{name}` is {json.dumps(value, default=str)}", hint=f"a value of type {kind} is wanted")
+        if all(_fits(item, kind) for item in values):
+            return tuple(map(kind, values))
+    else:
+        hint = f"{_TOLD[wanted]} is wanted"
+        if _fits(value, wanted):
+            return wanted(value)
+    raise UsageError(f"setting `{name}` is {json.dumps(value, default=str)}", hint=hint)
+
+
+def _fits(value: object, kind: type) -> bool:
+    """Whether it is of that kind; a whole number is a number, what isn't finite is none."""
+    if kind is float and type(value) in (int, float):
+        return abs(typing.cast("float", value)) <= sys.float_info.max
+    return type(value) is kind

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ from clipcli.train.feed import Feed
 from clipcli.train.pairs import Pair, read_pairs
 
 BATCH = 256
-MOST_CAPTIONS = 5_000  # that a held-out picture is compared with
+MOST_CLASSES = 5_000  # or captions, that a picture is compared with; pictures of others don't count
+_AS_IT_IS = (Template("<>"),)  # a whole caption takes no template
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,7 @@ class EvalSet:
 
     name: str
     pairs: tuple[Pair, ...]  # without bytes
-    pixels: NDArray[np.uint8]  # [n, 3, size, size]
+    pixels: tuple[NDArray[np.uint8], ...]  # each [3, size, size]
     failed: tuple[Failure, ...]
 
 
@@ -57,10 +59,11 @@ def read_set(name: str, path: str, config: ClipConfig, words: Mapping[str, Label
             raise UsageError(f"{path}: {pair.source.path} has a caption, no class", hint="--eval takes labelled data")
         else:
             pairs.append(replace(pair, source=Source(pair.source.path)))
-            squares.append(square)
+            assert square.square is not None  # nothing is remembered here
+            squares.append(square.square)
     if not pairs:
         raise UsageError(f"{path}: no labelled pictures to evaluate on")
-    return EvalSet(name, tuple(pairs), np.stack(squares), tuple(failed))
+    return EvalSet(name, tuple(pairs), tuple(squares), tuple(failed))
 
 
 class Evaluator:
@@ -71,14 +74,15 @@ class Evaluator:
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
-        self._templates = [template.text for template in templates]
+        self._templates = templates
         self._device = device
 
     def on_set(self, clip: CLIP, of: EvalSet, autocast: AbstractContextManager[object]) -> float:
         """Top-1 accuracy on a set."""
+        places = (slice(i, i + BATCH) for i in range(0, len(of.pairs), BATCH))
         batches = (
-            (of.pairs[i : i + BATCH], normalised(self._on_device(of.pixels[i : i + BATCH]), self._config.preprocess))
-            for i in range(0, len(of.pairs), BATCH)
+            (of.pairs[some], normalised(self._on_device(np.stack(of.pixels[some])), self._config.preprocess))
+            for some in places
         )
         with torch.no_grad(), autocast:
             return self._top1(clip, of.pairs, batches)
@@ -94,27 +98,30 @@ class Evaluator:
             return self._top1(clip, [feed.pairs[i] for i in feed.held], batches)
 
     def _top1(self, clip: CLIP, pairs: Sequence[Pair], batches: Iterator[tuple[Sequence[Pair], Tensor]]) -> float:
-        classes = list(dict.fromkeys(map(_class, pairs)))[:MOST_CAPTIONS]
-        weight = self._weight(clip, classes, {_class(pair): pair for pair in pairs})
+        classes = dict(islice({_class(pair): pair for pair in pairs}.items(), MOST_CLASSES))
+        names, weight = list(classes), self._weight(clip, list(classes.values()))
         right = count = 0
         for some, pixels in batches:
             image = clip.encode_image(pixels.contiguous(memory_format=torch.channels_last)).float()
             best = (image @ weight.T).argmax(dim=1).tolist()
-            right += sum(classes[i] == _class(pair) for i, pair in zip(best, some, strict=True))
-            count += len(some)
+            true = [_class(pair) for pair in some]
+            right += sum(names[i] == name for i, name in zip(best, true, strict=True))
+            count += sum(name in classes for name in true)
         return right / max(1, count)
 
-    def _weight(self, clip: CLIP, classes: Sequence[str], known: Mapping[str, Pair]) -> Tensor:
-        """Class vectors [classes, D]: the normalised mean of the normalised prompts."""
+    def _weight(self, clip: CLIP, classes: Sequence[Pair]) -> Tensor:
+        """Class vectors [classes, D]: the normalised mean of the normalised prompts, by their templates' weights."""
         prompts = [
-            [t.replace("<>", known[name].phrases[0]) for t in self._templates] if known[name].label else [name]
-            for name in classes
+            (place, template.text.replace("<>", pair.phrases[0]), template.weight)
+            for place, pair in enumerate(classes)
+            for template in (self._templates if pair.label else _AS_IT_IS)
         ]
-        owner = torch.tensor([i for i, texts in enumerate(prompts) for _ in texts], device=self._device)
+        owner = torch.tensor([place for place, _, _ in prompts], device=self._device)
+        heavy = torch.tensor([weight for _, _, weight in prompts], device=self._device)[:, None]
         most = self._config.text.context_length
         ids = [
             row if len(row) <= most else [*row[: most - 1], row[-1]]
-            for row in self._tokenizer(text for texts in prompts for text in texts)
+            for row in self._tokenizer(text for _, text, _ in prompts)
         ]
         weight = torch.zeros(len(classes), self._config.embed_dim, device=self._device)
         for start in range(0, len(ids), 4 * BATCH):
@@ -123,7 +130,8 @@ class Evaluator:
             for i, row in enumerate(some):
                 padded[i, : len(row)] = torch.tensor(row)
             vectors = F.normalize(clip.encode_text(padded.to(self._device)).float(), dim=1)
-            weight.index_add_(0, owner[start : start + len(some)], vectors)
+            here = slice(start, start + len(some))
+            weight.index_add_(0, owner[here], heavy[here] * vectors)
         return F.normalize(weight, dim=1)
 
     def _on_device(self, array: NDArray[np.generic]) -> Tensor:

@@ -6,6 +6,7 @@ import csv
 import logging
 from pathlib import Path
 
+from clipcli.errors import ModelError, OutputError
 from clipcli.train.run import LOG
 
 NAME = "curves.svg"
@@ -17,25 +18,31 @@ log = logging.getLogger("clipcli")
 def plot(folder: Path) -> Path | None:
     """Draw loss and accuracies over the epochs; None where matplotlib isn't installed, which is told."""
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
         log.warning('no curves drawn: that needs pip install "clipcli[plot]" (the figures are in %s)', folder / LOG)
         return None
-    with (folder / LOG).open(newline="", encoding="utf-8") as file:
-        header, *rows = csv.reader(file)
+    try:
+        with (folder / LOG).open(newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file)
+            names, rows = list(table.fieldnames or []), list(table)
+    except OSError as error:
+        raise ModelError(f"{folder / LOG}: {(error.strerror or 'not read').lower()}") from error
     figure = Figure(figsize=(9, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes, names in ((left, ["loss"]), (right, header[_NO_SETS:])):
-        for name in names:
-            column = header.index(name)
-            points = [(float(row[1]), float(row[column])) for row in rows if row[column]]
+    for axes, title, shown in zip(
+        figure.subplots(1, 2), ("loss", "zero-shot accuracy"), (["loss"], names[_NO_SETS:]), strict=True
+    ):
+        axes.set(xlabel="epoch", ylabel=title)
+        for name in shown:
+            points = [(float(row["epoch"]), float(row[name])) for row in rows if row[name]]
             if points:
-                axes.plot(*zip(*points, strict=True), label=name.replace("_", " "))
-        axes.set_xlabel("epoch")
-    left.set_ylabel("loss")
-    right.set_ylabel("zero-shot accuracy")
-    if right.lines:
-        right.legend()
-    path = folder / NAME
-    figure.savefig(path, metadata={"Date": None})
-    return path
+                axes.plot(*zip(*points, strict=True), label=name.replace("_", " ").replace("$", r"\$"))
+        if axes.lines and shown != ["loss"]:
+            axes.legend()
+    try:
+        with rc_context({"svg.hashsalt": NAME}):  # equal logs make equal files
+            figure.savefig(folder / NAME, metadata={"Date": None})
+    except OSError as error:
+        raise OutputError(f"{folder / NAME}: {(error.strerror or 'not written').lower()}") from error
+    return folder / NAME
