@@ -128,7 +128,7 @@ def test_list(cli: Run) -> None:
     shipped = rows["tiny"]
     assert shipped["shipped"] and shipped["path"] == str(tiny_dir()) and shipped["repository"] is None
     assert shipped["download"] == (tiny_dir() / "open_clip_model.safetensors").stat().st_size
-    assert shipped["parameters"] > 0 and shipped["image_size"] == 64 and shipped["imagenet_top1"] is None
+    assert shipped["parameters"] > 0 and shipped["image_size"] == 96 and shipped["imagenet_top1"] is None
     assert [name for name, row in rows.items() if row["shipped"]] == ["tiny"]
 
 

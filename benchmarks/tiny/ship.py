@@ -2,13 +2,12 @@
 
     python benchmarks/tiny/ship.py runs/tiny
 
-The card is card.md with the run's figures in its braces; the log and the curves are copied beside this script.
+The card is card.md: write the run's figures into it first.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -35,9 +34,6 @@ def ship(run: Path) -> int:
         force=True,
     )
     (TINY / "open_clip_model.safetensors").chmod(0o644)
-    for name in ("log.csv", "curves.svg"):
-        if (run / name).is_file():
-            shutil.copyfile(run / name, HERE / name)
     size = sum(file.stat().st_size for file in TINY.iterdir())
     if size > LIMIT:
         raise SystemExit(f"{TINY} has {size:,} bytes, more than {LIMIT:,}")
