@@ -8,6 +8,8 @@
     │   ├── NotPlainClip    1  a checkpoint of another architecture
     │   └── UnsafeFile      1  a file that would execute code
     ├── ClassifierError     1  a classifier file can't be read, or belongs to another model
+    ├── EmbeddingsError     1  the same of an embeddings file
+    ├── PictureError        3  a picture can't be read, and --strict leaves none out
     ├── StoreError          1  the store can't be used (a newer schema)
     └── OutputError         1  rows can't be written
 
@@ -69,6 +71,16 @@ class UnsafeFile(ModelError):
 
 class ClassifierError(ClipcliError):
     """A classifier file is broken, or was built with other weights."""
+
+
+class EmbeddingsError(ClipcliError):
+    """An embeddings file is broken, or was made with other weights."""
+
+
+class PictureError(ClipcliError):
+    """A picture can't be read, and the run was asked to stop then."""
+
+    exit_code = ExitCode.SOME_PICTURES_FAILED
 
 
 class StoreError(ClipcliError):

@@ -93,6 +93,9 @@ class Failure:
     top: ClassVar[tuple[Candidate, ...]] = ()
 
 
+Item = Source | Failure | Embedded  # what a run is given, piece by piece
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A label and how well it fits one picture."""

@@ -75,7 +75,7 @@ def test_info(cli: Run, filled: Path) -> None:
     today = time.strftime("%Y-%m-%d")
     assert lines[2:] == [
         f"classifier        1   20 kB  3f9a0b11  {today}  class weights of label lists",
-        f"digest            1    16 B  -         {today}  fingerprints of files",
+        f"digest            1    16 B  -         {today}  fingerprints of weight files",
         f"prompt          300  614 kB  3f9a0b11  {today}  prompt vectors",
         f"prompt          100  205 kB  77aa0b11  {today}  prompt vectors",
     ]

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from pictures_made import encoded, photo
 
 from clipcli.errors import UsageError
-from clipcli.images.find import LONGEST_NAME, Walk, check_inputs, read_list, sniff
+from clipcli.images.find import Walk, check_inputs, sniff
+from clipcli.images.lists import LONGEST_NAME, read_list
 from clipcli.records import Failure, FailureKind, Source
 
 PNG = encoded(photo(8, 8), "PNG")

@@ -18,9 +18,10 @@ from conftest import Run
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "numpy", "PIL", "huggingface_hub", "ftfy", "regex", "transformers", "safetensors", "sqlite3")
 PUBLIC = {
-    "Candidate", "Classifier", "ClassifyOptions", "ClipcliError", "Comparison", "Failure", "Label", "Model",
-    "Prediction", "Source", "Store", "__version__", "build_classifier", "classify", "compare", "load_classifier",
-    "load_model", "save_classifier",
+    "Candidate", "Classifier", "ClassifyOptions", "ClipcliError", "Comparison", "EmbedOptions", "Embedded",
+    "Embeddings", "Failure", "Label", "Model", "Prediction", "Source", "Store", "__version__", "build_classifier",
+    "classify", "compare", "embed", "embed_texts", "load_classifier", "load_embeddings", "load_model",
+    "save_classifier", "save_embeddings",
 }  # fmt: skip
 
 

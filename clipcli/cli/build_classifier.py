@@ -64,6 +64,7 @@ def build_classifier(
     device: opt.Device = "auto",
     precision: opt.PrecisionOf = "auto",
     no_cache: opt.NoCache = False,
+    cache_size: opt.CacheSize = None,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
     color: opt.Color = "auto",
@@ -71,7 +72,7 @@ def build_classifier(
 ) -> None:
     """Make a classifier of labels once, to use it many times with classify -c."""
     began = time.monotonic()
-    choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline)
+    choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size)
     words = Words([*([file] if file else []), *(labels or [])], label, prompts, templates, truncate)
     if output is not None:
         if output.name == "-":

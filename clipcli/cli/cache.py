@@ -31,12 +31,13 @@ EXAMPLES = opt.epilog(
 
 KINDS = {
     "classifier": "class weights of label lists",
-    "digest": "fingerprints of files",
+    "digest": "fingerprints of weight files",
+    "embedding": "embeddings of pictures",
+    "picture": "digests of pictures' files",
     "prompt": "prompt vectors",
     "damaged": "a damaged store that was set aside",
 }
 _DAYS = {"h": 1 / 24, "d": 1, "w": 7, "y": 365}
-_BYTES = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.", rich_help_panel=opt.OUTPUT)]
 Kind = Annotated[
@@ -62,7 +63,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Don't ask.")
 DryRun = Annotated[bool, typer.Option("--dry-run", metavar="", help="Say what would go, and delete nothing.")]
 
 app = typer.Typer(
-    help="What is kept between runs: classifiers, prompt vectors, fingerprints of files.",
+    help="What is kept between runs: classifiers, prompt vectors, embeddings, fingerprints of files.",
     epilog=EXAMPLES,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -127,7 +128,7 @@ def prune(
 
     if max_size is None and older_than is None:
         raise UsageError("nothing says what to delete", hint="give --max-size 500MB or --older-than 30d")
-    keep = None if max_size is None else _size(max_size)
+    keep = None if max_size is None else opt.byte_count(max_size, "--max-size")
     _delete(Selection(before=_before(older_than), keep=keep), yes, dry_run, Talk(quiet=quiet, color=color))
 
 
@@ -229,11 +230,3 @@ def _before(age: str | None) -> float | None:
     if not found:
         raise UsageError(f'--older-than "{age}" is no age', hint="write 12h, 30d, 8w or 1y")
     return time.time() - float(found[1]) * _DAYS[found[2]] * 86_400
-
-
-def _size(text: str) -> int:
-    """`500MB` in bytes; MB are millions, MiB are 2**20."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?|[kmg]i)b?", text.strip().lower())
-    if not found:
-        raise UsageError(f'--max-size "{text}" is no size', hint="write 500MB, 2GB or 2GiB")
-    return int(float(found[1]) * _BYTES[found[2]])

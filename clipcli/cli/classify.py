@@ -16,11 +16,14 @@ import typer
 from clipcli.cli import complete
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk, Ticker
+from clipcli.cli.destination import Destination, Writer
 from clipcli.cli.request import ModelChoice, Words, describe
-from clipcli.cli.streams import Destination, Pictures, Writer
+from clipcli.cli.signals import orderly_stop
+from clipcli.cli.streams import Pictures
 from clipcli.errors import ExitCode, UsageError
+from clipcli.images.crops import check_folder
 from clipcli.output.text import Counts, counted
-from clipcli.records import Failure, Prediction, Row
+from clipcli.records import Failure, Row
 
 if TYPE_CHECKING:
     from clipcli.weights.model import Model
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 EXAMPLES = opt.epilog(
     "clipcli classify photos/ -L cat -L dog",
     "clipcli classify photos/ -l labels.txt -t imagenet80 -o answers.csv",
+    "clipcli classify photos.safetensors -l labels.txt  # the embeddings that clipcli embed wrote",
     "clipcli classify photos/ -c my.safetensors --select cat -f paths --print0 | xargs -0 -r cp -t cats/",
     'find . -name "*.jpg" -print0 | clipcli classify -0 -l labels.txt -f jsonl | jq .label',
     "cat a.jpg | clipcli classify - -L cat -L dog",
@@ -58,6 +62,10 @@ MinMargin = Annotated[
 ]
 UnknownLabel = Annotated[
     str, typer.Option(metavar="NAME", help="The label of a row that abstains.", rich_help_panel=opt.OUTPUT)
+]
+SaveCrop = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Write what the model saw to DIR: a PNG a picture.", rich_help_panel=opt.OUTPUT),
 ]
 Strict = Annotated[
     bool,
@@ -106,13 +114,17 @@ def classify(
     min_margin: MinMargin = None,
     unknown_label: UnknownLabel = "unknown",
     print0: opt.Print0 = False,
+    save_crop: SaveCrop = None,
     strict: Strict = False,
     force: opt.Force = False,
+    resume: opt.Resume = False,
+    retry_failed: opt.RetryFailed = False,
     batch_size: opt.BatchSize = None,
     workers: opt.Workers = None,
     device: opt.Device = "auto",
     precision: opt.PrecisionOf = "auto",
     no_cache: opt.NoCache = False,
+    cache_size: opt.CacheSize = None,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
     color: opt.Color = "auto",
@@ -129,8 +141,10 @@ def classify(
         with redirect_stdout(sys.stderr):
             typer.echo(context.get_help())
         raise UsageError("no INPUT", hint="name pictures or folders, or send a list of paths on stdin")
-    destination = Destination(None if output == Path("-") else output, format, force, top_k, print0, color)
-    choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline)
+    wanted = frozenset(select or [])
+    target = None if output == Path("-") else output
+    destination = Destination(target, format, top_k, print0, color, wanted, force, resume, retry_failed)
+    choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size)
     words = Words(labels or [], label, prompts, templates, truncate, classifier)
     read = [
         "/dev/stdin",
@@ -144,12 +158,15 @@ def classify(
     ]
     destination.check(read)
     pictures.check()
+    if save_crop is not None:
+        check_folder(save_crop, force=force or destination.goes_on, walked=pictures.inputs)
     choice.check()
 
-    with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
+    with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk, orderly_stop():
         with talk.working("starting"):
             from clipcli.tasks.classify import ClassifyOptions
             from clipcli.tasks.classify import classify as task
+            from clipcli.tasks.identity import row_settings
 
         options = ClassifyOptions(
             top_k=top_k or 5,
@@ -163,19 +180,24 @@ def classify(
             batch_size=batch_size,
             workers=workers,
             flush_after=0.2 if pictures.live else None,
+            save_crop=save_crop,
         )
-        wanted = frozenset(select or [])
         opened, found, rest = _prepare(choice, words, background, unknown_label, wanted, talk)
         destination.check(opened.files)
+        for line in pictures.check_embeddings(opened, {"pixels": pixels, "crop": crop}, context):
+            talk.detail(line)
         talk.detail("batch size {}, {} decoding threads".format(*options.speed(opened)))
-        rows = task(pictures.walk(), found, opened, options, background=rest)
-        with talk.working("classifying"):
-            rows = chain(list(islice(rows, 1)), rows)  # the towers work: only now is an output file made
-        with destination.open(found.names + (rest.names if rest else ())) as sink:
-            counts = _deliver(rows, sink, talk, wanted, strict, destination)
-            sink.close()
-        _sum_up(counts, pictures, destination, talk, time.monotonic() - began)
-    raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if counts.failed else ExitCode.OK)
+        settings = row_settings(opened, found, rest, options, truncate=truncate, is_file=classifier is not None)
+        with destination.open(found.names + (rest.names if rest else ()), settings) as out:
+            rows = task(out.left(pictures.walk()), found, opened, options, background=rest)
+            with talk.working("classifying"):
+                first = list(islice(rows, 1))  # the towers work, the inputs are the same: only now is a file touched
+            if first and out.done:
+                talk.notice(f"{output}: going on after {counted(out.done, 'picture')}")
+            counts = _deliver(chain(first, rows), out, talk, strict, destination)
+            out.close(complete=not (strict and counts.failed))
+        _sum_up(counts, pictures, destination, out, talk, time.monotonic() - began)
+    raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if counts.failed or out.failed else ExitCode.OK)
 
 
 def _prepare(
@@ -212,39 +234,35 @@ def _check_selection(wanted: frozenset[str], possible: tuple[str, ...]) -> None:
         raise UsageError(f'--select "{name}": no such label', hint=hint)
 
 
-def _deliver(
-    rows: Iterable[Row],
-    sink: Writer,
-    talk: Talk,
-    wanted: frozenset[str],
-    strict: bool,
-    destination: Destination,
-) -> Counts:
-    """Hand rows to the sink as they come."""
+def _deliver(rows: Iterable[Row], out: Writer, talk: Talk, strict: bool, destination: Destination) -> Counts:
+    """Hand rows out as they come."""
     counts = Counts()
     live = nullcontext(Ticker()) if destination.is_terminal else talk.working("classifying")
     try:
         with live as tick:
             for row in rows:
+                out.write(row)
                 counts.add(row)
-                if not wanted or (isinstance(row, Prediction) and row.label in wanted):
-                    sink.write(row)
                 tick(counts.total)
                 if isinstance(row, Failure):
-                    if wanted or destination.chosen == "paths":
+                    if destination.wanted or destination.chosen == "paths":
                         talk.failure(f"{row.path}: {row.kind}: {row.message}")
                     if strict:
                         break
     except KeyboardInterrupt:
-        talk.notice(f"interrupted after {counted(counts.total, 'picture')}, whose rows are written")
+        talk.notice(f"interrupted {out.kept(counts.total)}")
         raise
     return counts
 
 
-def _sum_up(counts: Counts, pictures: Pictures, destination: Destination, talk: Talk, seconds: float) -> None:
+def _sum_up(
+    counts: Counts, pictures: Pictures, destination: Destination, out: Writer, talk: Talk, seconds: float
+) -> None:
     """What became of it all, on stderr."""
     others = f"{counted(pictures.passed_over, 'other file')} passed over"
-    if not counts.total:
+    if out.done and not counts.total:
+        talk.notice(f"{destination.path}: complete, nothing to do")
+    elif not counts.total:
         talk.notice(f"no pictures found ({others})" if pictures.passed_over else "no pictures found")
     if destination.chosen == "table":
         for line in counts.lines():
@@ -252,3 +270,6 @@ def _sum_up(counts: Counts, pictures: Pictures, destination: Destination, talk: 
     if pictures.passed_over:
         talk.detail(others)
     talk.notice(f"{counted(counts.total, 'picture')}, {counts.failed:,} failed, {seconds:.1f} s")
+    if out.failed:
+        what = f"{counted(out.failed, 'picture')} in it failed"
+        talk.notice(f"{destination.path}: {what}; the same command with --retry-failed tries again")

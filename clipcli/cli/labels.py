@@ -82,6 +82,7 @@ def lint(
     device: opt.Device = "auto",
     precision: opt.PrecisionOf = "auto",
     no_cache: opt.NoCache = False,
+    cache_size: opt.CacheSize = None,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
     color: opt.Color = "auto",
@@ -95,7 +96,7 @@ def lint(
     """
     from clipcli.zeroshot.lint import Lint
 
-    choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline)
+    choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size)
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
         checked = Lint(file, Words([file], None, None, templates, False).expanded())
         opened = _open(choice, talk) if model else None

@@ -13,7 +13,19 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from clipcli import __version__
-from clipcli.cli import build_classifier, cache, classify, demo, doctor, labels, models, templates, train
+from clipcli.cli import (
+    build_classifier,
+    cache,
+    classify,
+    compare,
+    demo,
+    doctor,
+    embed,
+    labels,
+    models,
+    templates,
+    train,
+)
 from clipcli.cli.console import say_error
 from clipcli.cli.defaults import default_map
 from clipcli.cli.options import epilog
@@ -36,6 +48,8 @@ app = typer.Typer(
 )
 app.command("classify", epilog=classify.EXAMPLES)(classify.classify)
 app.command("build-classifier", epilog=build_classifier.EXAMPLES)(build_classifier.build_classifier)
+app.command("embed", epilog=embed.EXAMPLES)(embed.embed)
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.add_typer(models.app, name="models")

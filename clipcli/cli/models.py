@@ -120,12 +120,13 @@ def info(
     head_width: opt.HeadWidth = None,
     as_json: Json = False,
     no_cache: opt.NoCache = False,
+    cache_size: opt.CacheSize = None,
     quiet: opt.Quiet = False,
     color: opt.Color = "auto",
     debug: opt.Debug = False,
 ) -> None:
     """Say what a model is, and where each fact was read. Nothing is downloaded for it."""
-    choice = ModelChoice(name, "cpu", "fp32", activation, head_width, vocabulary, no_cache, offline=True)
+    choice = ModelChoice(name, "cpu", "fp32", activation, head_width, vocabulary, no_cache, True, cache_size)
     with Talk(quiet=quiet, color=color).listening() as talk:
         facts = list(_facts(choice, talk))
     if as_json:

@@ -6,14 +6,18 @@ Each is an `Annotated` type, so that a command's signature is its list of option
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from clipcli.cli import complete
+from clipcli.errors import UsageError
 
 INPUT, CLASSIFIER, OUTPUT, SPEED, TALK = "Input", "Classifier", "Output", "Speed", "Talk"
+
+_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 WORDS = ("labels", "label", "prompts", "classifier")
 
@@ -42,7 +46,8 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="INPUT",
-        help="Pictures, folders, or - for one picture's bytes on stdin. Without any, stdin is a list of paths.",
+        help="Pictures, folders, archives (.tar, .tar.gz, .zip) or archive.tar::member, or - for one picture's bytes on "
+        "stdin. Without any, stdin is a list of paths.",
         show_default=False,
     ),
 ]
@@ -56,11 +61,15 @@ Null = Annotated[
 ]
 Include = Annotated[
     list[str] | None,
-    typer.Option(metavar="GLOB", help="In folders, only names that match (repeatable).", rich_help_panel=INPUT),
+    typer.Option(
+        metavar="GLOB", help="In folders and archives, only names that match (repeatable).", rich_help_panel=INPUT
+    ),
 ]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option(metavar="GLOB", help="In folders, no names that match (repeatable).", rich_help_panel=INPUT),
+    typer.Option(
+        metavar="GLOB", help="In folders and archives, no names that match (repeatable).", rich_help_panel=INPUT
+    ),
 ]
 Follow = Annotated[bool, typer.Option("--follow", metavar="", help="Follow links to folders.", rich_help_panel=INPUT)]
 PixelPolicy = Annotated[
@@ -230,6 +239,19 @@ Print0 = Annotated[
 Force = Annotated[
     bool, typer.Option("--force", metavar="", help="Replace an existing output file.", rich_help_panel=OUTPUT)
 ]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", metavar="", help="Go on with FILE where an earlier run stopped.", rich_help_panel=OUTPUT),
+]
+RetryFailed = Annotated[
+    bool,
+    typer.Option(
+        "--retry-failed",
+        metavar="",
+        help="The same, and try the pictures again that failed: their rows are replaced.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 
 # ---- Speed
 
@@ -292,6 +314,17 @@ NoCache = Annotated[
     ),
 ]
 
+CacheSize = Annotated[
+    str | None,
+    typer.Option(
+        "--cache-size",
+        metavar="SIZE",
+        envvar="CLIPCLI_CACHE_SIZE",
+        help="Room for values in the store (500MB, 10GB); those not used for longest go. Default: 2GiB.",
+        rich_help_panel=SPEED,
+    ),
+]
+
 # ---- Talk
 
 Quiet = Annotated[
@@ -307,6 +340,14 @@ Color = Annotated[
     typer.Option(envvar="CLIPCLI_COLOR", help="Colour on terminals.", rich_help_panel=TALK),
 ]
 Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show tracebacks.", rich_help_panel=TALK)]
+
+
+def byte_count(text: str, option: str) -> int:
+    """`500MB` in bytes; MB are millions, MiB are 2**20. Raises UsageError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?|[kmg]i)b?", text.strip().lower())
+    if not found:
+        raise UsageError(f'{option} "{text}" is no size', hint="write 500MB, 2GB or 2GiB")
+    return int(float(found[1]) * _BYTES[found[2]])
 
 
 def epilog(*examples: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from clipcli.cli import options as opt
 from clipcli.cli.console import Talk
 from clipcli.errors import UsageError
 from clipcli.output.text import counted
@@ -35,10 +36,13 @@ class ModelChoice:
     vocabulary: Path | None
     no_cache: bool
     offline: bool = False
+    cache_size: str | None = None  # None: the store's own
 
     def check(self) -> None:
-        """Raise ModelError for a name that can't be a model's."""
+        """Raise ModelError for a name that can't be a model's, UsageError for a size that is none."""
         from clipcli.weights.fetch import exists, parse
+
+        self._room()
 
         if self.name is not None and not exists(self.name):
             parse(self.name)
@@ -54,8 +58,11 @@ class ModelChoice:
     def open(self, talk: Talk, located: Located | None = None) -> Model:
         """The model, where it is `located` if that is known already; its towers are not read yet."""
         from clipcli.paths import store_file
-        from clipcli.store.database import Store
+        from clipcli.store.database import SIZE_LIMIT, Store
         from clipcli.weights.model import load_model
+
+        room = self._room()
+        limit = SIZE_LIMIT if room is None else room
 
         model = load_model(
             located or self.locate(talk),
@@ -63,11 +70,14 @@ class ModelChoice:
             precision=self.precision,
             activation=self.activation,
             head_width=self.head_width,
-            store=Store(None if self.no_cache else store_file()),
+            store=Store(None if self.no_cache else store_file(), size_limit=limit),
         )
         if talk.verbose:  # where it runs, only torch can say
             talk.detail(f"model: {model.name} ({model.checkpoint.layout}), on {model.placement}")
         return model
+
+    def _room(self) -> int | None:
+        return None if self.cache_size is None else opt.byte_count(self.cache_size, "--cache-size")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where pictures come from and where rows go, as typed: checked before anything is loaded, opened on demand."""
+"""Where pictures come from, as typed, and the rules for files that are written: checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -6,101 +6,29 @@ import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-from clipcli.cli.console import wants_color
+import typer
+
+from clipcli.cli.options import came_from
 from clipcli.errors import OutputError, UsageError
-from clipcli.images.find import HEAD, Walk, check_inputs, read_list, sniff
-from clipcli.records import Failure, FailureKind, Row, Source
+from clipcli.images.find import HEAD, Walk, check_inputs, sniff
+from clipcli.images.lists import read_list
+from clipcli.output.text import counted
+from clipcli.records import Failure, FailureKind, Item, Source
 
 if TYPE_CHECKING:
-    from clipcli.output.sink import LineSink
+    from clipcli.output.embeddings import Embeddings
+    from clipcli.weights.model import Model
 
 
-@dataclass(frozen=True)
-class Destination:
-    """Where rows go, and in which format."""
-
-    path: Path | None
-    format: str
-    force: bool
-    top_k: int | None
-    print0: bool
-    color: str
-
-    def check(self, read: Sequence[object] = ()) -> None:
-        """Raise UsageError or OutputError for what would fail only after the work is done.
-
-        `read` are the files that the run reads: none of them may be written.
-        """
-        if self.path is not None:
-            check_new_file(self.path, force=self.force, read=read)
-        if self.print0 and self.chosen != "paths":
-            raise UsageError("--print0 is for paths alone", hint="add --format paths")
-
-    @property
-    def chosen(self) -> str:
-        """The format that `auto` stands for."""
-        from clipcli.output.sink import format_for
-
-        if self.format != "auto":
-            return self.format
-        return format_for(str(self.path) if self.path else None, self.is_terminal)
-
-    @property
-    def is_terminal(self) -> bool:
-        """Whether a person watches the rows come."""
-        return self.path is None and sys.stdout.isatty()
-
-    @contextmanager
-    def open(self, labels: Sequence[str]) -> Iterator[Writer]:
-        """The sink; an output file is created with the first row, so that a run that fails early leaves none."""
-        from clipcli.output.sink import SinkOptions, open_sink
-
-        stream = sys.stdout.buffer if self.path is None else _open(self.path, force=self.force)
-        color = self.path is None and wants_color(sys.stdout, self.color)
-        options = SinkOptions(top_k=self.top_k, null=self.print0, color=color, labels=tuple(labels))
-        try:
-            yield Writer(open_sink(self.chosen, stream, options), str(self.path or "stdout"))
-        finally:
-            if self.path is not None:
-                with suppress(OSError):  # every row was flushed: what fails here has failed before
-                    stream.close()
-
-
-class Writer:
-    """A sink whose failures are told as what they are: rows that can't be written."""
-
-    def __init__(self, sink: LineSink, place: str) -> None:
-        self._sink = sink
-        self._place = place
-
-    def write(self, row: Row) -> None:
-        """Write one row. Raises OutputError, or BrokenPipeError where nobody reads any more."""
-        with self._telling():
-            self._sink.write(row)
-
-    def close(self) -> None:
-        """Finish the output. Raises as `write` does."""
-        with self._telling():
-            self._sink.close()
-
-    @contextmanager
-    def _telling(self) -> Iterator[None]:
-        try:
-            yield
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise cannot_write(self._place, error) from error
-
-
-def cannot_write(place: str, error: OSError) -> OutputError:
+def cannot_write(place: str, error: OSError, again: str = "run it again") -> OutputError:
     """The error that says why `place` can't be written."""
-    hint = "make room, and run it again" if error.errno == errno.ENOSPC else "choose another place with --output"
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    hint = f"make room, and {again}" if is_full else "choose another place with --output"
     return OutputError(f"{place}: can't be written: {error.strerror}", hint=hint)
 
 
@@ -113,8 +41,8 @@ def check_new_file(path: Path, *, force: bool, read: Sequence[object] = ()) -> N
             raise UsageError(f"{path}: is read by this very run", hint="choose another file with --output")
         if path.is_file() and not force:
             raise UsageError(f"{path}: exists already", hint="use --force to replace it")
-        if path.is_file() and _is_picture(path):  # maybe one of those that a folder or a list will name
-            raise UsageError(f"{path}: is a picture", hint="remove it first, or choose another file with --output")
+        if path.is_file() and (kind := _precious(path)):  # maybe one of those that a folder or a list will name
+            raise UsageError(f"{path}: is {kind}", hint="remove it first, or choose another file with --output")
         if path.is_symlink() and not path.exists():
             raise UsageError(f"{path}: is a link to nothing", hint="remove it, or name another file")
         if not path.parent.is_dir():
@@ -125,9 +53,13 @@ def check_new_file(path: Path, *, force: bool, read: Sequence[object] = ()) -> N
         raise cannot_write(str(path), error) from error
 
 
-def _is_picture(path: Path) -> bool:
+def _precious(path: Path) -> str | None:
+    from clipcli.images.archives import is_archive
+
+    if is_archive(str(path)):
+        return "an archive"
     with path.open("rb") as file:
-        return sniff(file.read(HEAD)) is not None
+        return "a picture" if sniff(file.read(HEAD)) else None
 
 
 def _is_same(path: Path, other: object) -> bool:
@@ -135,13 +67,6 @@ def _is_same(path: Path, other: object) -> bool:
         return path.samefile(str(other))
     except (OSError, ValueError):  # no file, or a literal such as a template
         return False
-
-
-def _open(path: Path, *, force: bool) -> BinaryIO:
-    try:
-        return path.open("wb" if force or not path.is_file() else "xb")
-    except OSError as error:
-        raise cannot_write(str(path), error) from error
 
 
 @dataclass
@@ -155,6 +80,7 @@ class Pictures:
     exclude: Sequence[str]
     follow: bool
     passed_over: int = field(default=0, init=False)
+    embeddings: dict[str, Embeddings] = field(default_factory=dict, init=False)  # the INPUTs that are such files
 
     @property
     def given(self) -> bool:
@@ -172,8 +98,14 @@ class Pictures:
         return self.listed is not None and (self.listed == "-" or not Path(self.listed).is_file())
 
     def check(self) -> None:
-        """Raise UsageError for an INPUT that isn't there."""
+        """Raise UsageError for an INPUT that isn't there, EmbeddingsError for one that holds broken embeddings."""
         check_inputs(self.inputs)
+        for name in self.inputs:
+            if name.lower().endswith((".safetensors", ".npz", ".parquet")):
+                from clipcli.output.embeddings import kind_of, load_embeddings
+
+                if kind_of(name):
+                    self.embeddings[name] = load_embeddings(name)
         if [*self.inputs, self.listed].count("-") > 1:
             raise UsageError("stdin can't be read twice", hint="give - once, as INPUT or as --files-from -")
         if self.listed in (None, "-"):
@@ -185,10 +117,33 @@ class Pictures:
         if wrong:
             raise UsageError(f"{listed}: {wrong}", hint="--files-from takes a file with a path a line")
 
-    def walk(self) -> Iterator[Source | Failure]:
+    def check_embeddings(self, model: Model, prepared: dict[str, Any], context: typer.Context) -> Iterator[str]:
+        """A line about each embeddings file. Raises EmbeddingsError for one of another model.
+
+        Raises UsageError for one whose pictures were `prepared` in another way, if that was asked for, or if there are
+        pictures besides, which will be.
+        """
+        mixed = self.listed is not None or any(name not in self.embeddings for name in self.inputs)
+        for name, found in self.embeddings.items():
+            found.check_model(model)
+            for option, value in prepared.items():
+                made = getattr(found, option)
+                if made != value and (mixed or not came_from(context, option, "DEFAULT")):
+                    what = f"{name}: its pictures were prepared with --{option} {made}, not {value}"
+                    raise UsageError(what, hint=f"give --{option} {made}, or make it again with embed")
+            size = f"{counted(len(found.names), 'embedding')}, {len(found.failures):,} failed"
+            yield f"{name}: {size}, --pixels {found.pixels} --crop {found.crop}, {found.arithmetic}"
+
+    def walk(self) -> Iterator[Item]:
         """Every picture, in order: the INPUTs, then the list."""
-        for path in self.inputs:
-            yield from [_picture_on_stdin()] if path == "-" else self._walk([path])
+        for kind, names in groupby(self.inputs, lambda name: name if name in ("-", *self.embeddings) else ""):
+            if kind == "-":
+                yield _picture_on_stdin()
+            elif kind:
+                for name in names:
+                    yield from self.embeddings[name]
+            else:
+                yield from self._walk(names)
         if self.listed == "-":
             yield from self._walk(read_list(sys.stdin.buffer, self.null), folders=False)
         elif self.listed is not None:
@@ -202,7 +157,7 @@ class Pictures:
 
 
 def _picture_on_stdin() -> Source | Failure:
-    from clipcli.images.decode import MAX_BYTES
+    from clipcli.images.read import MAX_BYTES
 
     # Raw: a buffered read holds a lock that the interpreter can't take back when Ctrl-C ends it.
     stream = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)

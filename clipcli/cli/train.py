@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from clipcli.cli import options as opt
-from clipcli.cli.console import Talk, duration
+from clipcli.cli.console import Talk, Ticker, duration
 from clipcli.errors import ExitCode, OutputError, UsageError
 from clipcli.output.text import counted
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from clipcli.train.config import TrainConfig
-    from clipcli.train.run import Evaluated, Ready, Request, Step
+    from clipcli.train.run import Evaluated, Event, Ready, Request, Step
+
+Draw = Callable[[int, Mapping[str, float]], None]  # values of a step, by name
 
 SHOWN = 5  # failures that are listed without --verbose
 
@@ -73,7 +76,8 @@ MaxPerLabel = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="At most N pairs of each class or caption.", rich_help_panel=DATA)
 ]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Stop at the first picture that can't be read.", rich_help_panel=DATA)
+    bool,
+    typer.Option("--strict", metavar="", help="Stop at the first picture that can't be read.", rich_help_panel=DATA),
 ]
 Eval = Annotated[
     list[str] | None,
@@ -91,6 +95,24 @@ Init = Annotated[
 Freeze = Annotated[
     Literal["none", "image", "text"] | None,
     typer.Option(help="Keep one tower as it is (image: LiT).", rich_help_panel=MODEL),
+]
+Vocabulary = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A BPE vocabulary for the new model, or MODEL's, where it doesn't lie beside the weights.",
+        rich_help_panel=MODEL,
+    ),
+]
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline",
+        metavar="",
+        envvar="CLIPCLI_OFFLINE",
+        help="Never download MODEL; use what is here.",
+        rich_help_panel=MODEL,
+    ),
 ]
 VocabularySize = Annotated[
     int | None,
@@ -120,9 +142,17 @@ Settings = Annotated[
         rich_help_panel=RECIPE,
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR.", rich_help_panel=opt.OUTPUT)]
+Resume = Annotated[
+    bool, typer.Option("--resume", metavar="", help="Go on with the run in DIR.", rich_help_panel=opt.OUTPUT)
+]
+Force = Annotated[
+    bool, typer.Option("--force", metavar="", help="Begin anew where DIR holds a run.", rich_help_panel=opt.OUTPUT)
+]
 TensorBoard = Annotated[
-    bool, typer.Option("--tensorboard", help="Write TensorBoard events into DIR too.", rich_help_panel=opt.OUTPUT)
+    bool,
+    typer.Option(
+        "--tensorboard", metavar="", help="Write TensorBoard events into DIR too.", rich_help_panel=opt.OUTPUT
+    ),
 ]
 
 
@@ -136,7 +166,8 @@ def train(
     evaluate: Eval = None,
     init: Init = None,
     freeze: Freeze = None,
-    vocabulary: opt.Vocabulary = None,
+    offline: Offline = False,
+    vocabulary: Vocabulary = None,
     vocabulary_size: VocabularySize = None,
     recipe: Recipe = None,
     settings: Settings = None,
@@ -148,7 +179,7 @@ def train(
     device: opt.Device = "auto",
     workers: opt.Workers = None,
     resume: Resume = False,
-    force: opt.Force = False,
+    force: Force = False,
     tensorboard: TensorBoard = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
@@ -188,48 +219,61 @@ def train(
             words=read(labels) if labels else (),
             sets=_sets(evaluate or []),
             vocabulary=vocabulary,
+            offline=offline,
             resume=resume,
             strict=strict,
             workers=workers or default_workers(),
             device=own,
             share=share,
         )
-        board = _board(output) if tensorboard and not share.rank else None
-        _run(request, config, talk, board)
+        _run(request, config, talk, _summary_writer() if tensorboard and not share.rank else None)
 
 
-def _run(request: Request, config: TrainConfig, talk: Talk, board: SummaryWriter | None) -> None:
+def _run(request: Request, config: TrainConfig, talk: Talk, writer: type[SummaryWriter] | None) -> None:
     """Train to the end, or to the first interruption, which ends with exit code 130."""
-    from clipcli.train.run import Evaluated, Ready, Step
+    from clipcli.train.devices import anywhere
+    from clipcli.train.run import Ready
     from clipcli.train.run import train as run
 
     began = time.monotonic()
-    evaluated: Evaluated | None = None
-    step: Step | None = None
-    with talk.working("reading the data") as tick, closing(run(request, config, tick)) as events, _signals() as signals:
-        for event in events:
-            if isinstance(event, Ready):
-                _tell(event, talk)
-            elif isinstance(event, Step):
-                tick.say(_line(event))
-                step = event
-                if board:
-                    _draw(board, step.number, {"loss": step.loss, "scale": step.scale, "rate": step.learning_rate})
-            elif isinstance(event, Evaluated):
-                evaluated = event
-                talk.notice(f"{_line(step) if step else ''} · {_accuracies(event)}", name=False)
-                if board:
-                    _draw(board, event.step, event.accuracy)
-            if signals:
-                break
-    if signals:
+    with talk.working("reading the data") as tick:
+        events = run(request, config, tick)
+        ready = next(events)  # Ctrl-C until here leaves nothing behind
+        assert isinstance(ready, Ready)
+        _tell(ready, talk)
+        with _signals(talk) as signals, closing(events), _board(writer, request.output) as draw:
+            best, stopped = _follow(events, talk, tick, draw, lambda: anywhere(bool(signals), request.share))
+    if stopped:
         talk.notice(f"stopped; the same command with --resume goes on in {request.output}")
         raise typer.Exit(ExitCode.INTERRUPTED)
-    plot = _plot(request.output)
-    took = duration(time.monotonic() - began)
-    told = f", {_accuracies(evaluated)}" if evaluated else ""
-    talk.notice(f"{request.output}: trained in {took}{told}{'; curves in ' + plot.name if plot else ''}")
-    talk.notice(f"use it: clipcli classify photos/ -L cat -L dog -m {shlex.quote(str(request.output))}")
+    if request.share.rank == 0:
+        _tell_end(request.output, best, time.monotonic() - began, talk)
+    if ready.failures and request.share.world == 1:  # torchrun takes any code but 0 for a crash
+        raise typer.Exit(ExitCode.SOME_PICTURES_FAILED)
+
+
+def _follow(
+    events: Iterator[Event], talk: Talk, tick: Ticker, draw: Draw, stopping: Callable[[], bool]
+) -> tuple[Evaluated | None, bool]:
+    """Tell what happens. The evaluation of the weights that are kept, and whether the run was stopped."""
+    from clipcli.train.run import Evaluated, Saved, Step
+
+    best: Evaluated | None = None
+    line = ""
+    for event in events:
+        if isinstance(event, Step):
+            line = _line(event)
+            tick.say(line)
+            draw(event.number, {"loss": event.loss, "scale": event.scale, "learning_rate": event.learning_rate})
+            if event.number < event.steps and stopping():
+                return best, True
+        elif isinstance(event, Evaluated):
+            best = event if event.best else best
+            talk.notice(f"{line} · accuracy: {_accuracies(event)}{' (kept)' if event.best else ''}", name=False)
+            draw(event.step, event.accuracy)
+        elif isinstance(event, Saved):
+            talk.detail(f"checkpoint after step {event.step:,}")
+    return best, False
 
 
 def _tell(ready: Ready, talk: Talk) -> None:
@@ -238,6 +282,7 @@ def _tell(ready: Ready, talk: Talk) -> None:
         f"{counted(ready.pairs, 'pair')} to learn from, {ready.held_out:,} held out, {kept}; "
         f"{ready.parameters:,} parameters, vocabulary of {ready.vocab_size:,}"
     )
+    talk.detail(f"{ready.device}; {counted(ready.steps, 'step')}")
     if ready.failures:
         talk.notice(f"{counted(len(ready.failures), 'picture')} left out:")
         shown = ready.failures if talk.verbose else ready.failures[:SHOWN]
@@ -265,8 +310,18 @@ def _line(step: Step) -> str:
 
 
 def _accuracies(event: Evaluated) -> str:
-    told = ", ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in event.accuracy.items())
-    return f"accuracy: {told or 'nothing to measure on'}{' (kept)' if event.best else ''}"
+    told = (f"{name.replace('_', ' ')} {value:.1%}" for name, value in event.accuracy.items())
+    return ", ".join(told) or "nothing to measure on"
+
+
+def _tell_end(folder: Path, best: Evaluated | None, seconds: float, talk: Talk) -> None:
+    """What is there now: the model, its accuracy, and the curves, where the extra that draws is installed."""
+    from clipcli.train.plot import plot
+
+    curves = plot(folder)
+    accuracy = f", accuracy: {_accuracies(best)}" if best and best.accuracy else ""
+    talk.notice(f"{folder}: trained in {duration(seconds)}{accuracy}{f'; curves in {curves.name}' if curves else ''}")
+    talk.notice(f"use it: clipcli classify photos/ -L cat -L dog -m {shlex.quote(str(folder))}")
 
 
 def _check_output(output: Path, *, resume: bool, force: bool) -> None:
@@ -282,6 +337,8 @@ def _check_output(output: Path, *, resume: bool, force: bool) -> None:
 
 def _sets(given: Sequence[str]) -> dict[str, str]:
     """`name=path` or a path, whose last part without ending is then the name."""
+    from clipcli.train.run import COLUMNS
+
     found: dict[str, str] = {}
     for text in given:
         name, equals, path = text.partition("=")
@@ -289,19 +346,23 @@ def _sets(given: Sequence[str]) -> dict[str, str]:
             name, path = Path(text).name.partition(".")[0], text
         if name in found:
             raise UsageError(f'two sets to evaluate on are named "{name}"', hint="write --eval NAME=PATH")
+        if not name or name in COLUMNS:
+            raise UsageError(f'a set to evaluate on can\'t be named "{name}"', hint="write --eval NAME=PATH")
         found[name] = path
     return found
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The signals that came: the first Ctrl-C or SIGTERM ends the run after its step, the second at once."""
-    came: list[int] = []
+def _signals(talk: Talk) -> Iterator[list[float]]:
+    """When signals came: the first Ctrl-C or SIGTERM ends the run after its step, a later one at once."""
+    came: list[float] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if came:
+        if came and time.monotonic() - came[0] > 0.5:  # with torchrun, one Ctrl-C may come twice
             raise KeyboardInterrupt
-        came.append(number)
+        if not came and not talk.quiet:
+            os.write(2, b"\nclipcli: saving after this step (once more: stop at once)\n")  # print might be under way
+        came.append(time.monotonic())
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -311,22 +372,26 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _plot(folder: Path) -> Path | None:
-    """The curves of the log as `curves.svg`, where the extra that draws is installed."""
-    from clipcli.train.plot import plot
-
-    return plot(folder)
-
-
-def _board(folder: Path) -> SummaryWriter:
+def _summary_writer() -> type[SummaryWriter]:
+    """TensorBoard's writer. Raises UsageError where it isn't installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         hint = 'pip install "clipcli[tensorboard]"'
         raise UsageError("--tensorboard needs a package that isn't installed", hint=hint) from error
-    return SummaryWriter(str(folder))
+    return SummaryWriter
 
 
-def _draw(board: SummaryWriter, step: int, values: Mapping[str, float]) -> None:
-    for name, value in values.items():
-        board.add_scalar(name, value, step)
+@contextmanager
+def _board(writer: type[SummaryWriter] | None, folder: Path) -> Iterator[Draw]:
+    """What draws values of a step in TensorBoard, or doesn't."""
+    if writer is None:
+        yield lambda step, values: None
+        return
+    with writer(str(folder)) as board:
+
+        def draw(step: int, values: Mapping[str, float]) -> None:
+            for name, value in values.items():
+                board.add_scalar(name, value, step)
+
+        yield draw

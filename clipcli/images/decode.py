@@ -29,6 +29,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from clipcli.images.budget import BIG, MAX_PIXELS, Take, unlimited
 from clipcli.images.find import HEAD, sniff
+from clipcli.images.quirks import COVERED, UNSIGNED, WHITE_IS_ZERO, heed, why_not
 from clipcli.images.read import read_bytes
 from clipcli.records import Failure, FailureKind, Source
 
@@ -40,6 +41,7 @@ _PILLOW_LIMIT = 1024**3 // 4 // 3  # what MAX_IMAGE_PIXELS is unless somebody se
 # The common ones first: Pillow imports the others' plugins only when none of these fits.
 _COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
 _RARER = ("WEBP", "TIFF", "AVIF", "JPEG2000", "ICO", "CUR", "ICNS", "PSD", "QOI", "DDS", "PCX", "SGI", "XBM", "XPM")
+_UNMARKED = ("TIFF", "AVIF", "ICO", "CUR", "PCX", "SGI", "XBM", "XPM")  # Pillow knows more of them than `sniff`
 _PLUGINS = {"heic": ("HEIF", "pillow_heif"), "jxl": ("JXL", "pillow_jxl")}  # extras: (Pillow's name, module)
 _HUNGRY = ("WEBP", "AVIF", "JPEG2000", "HEIF", "JXL")  # their decoders hold the picture several times
 _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as `warnings.filterwarnings` writes it
@@ -67,12 +69,14 @@ def decode(path: str, data: bytes, policy: Pixels = "auto", take: Take = unlimit
         if not _has_plugin(plugin, module):
             return Failure(path, FailureKind.UNSUPPORTED, f'reading {name} needs more: pip install "clipcli[{name}]"')
         formats = (plugin,)
-    elif name is None and path.lower().endswith(".tga"):
-        formats = ("TGA",)
+    elif name is None:
+        formats = ("TGA",) if path.lower().endswith(".tga") else _UNMARKED
     try:
         with Image.open(BytesIO(data), formats=formats) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 return Failure(path, FailureKind.TOO_LARGE, f"{picture.width} x {picture.height} pixels are too many")
+            if policy == "auto" and (kind := heed(picture)):
+                return Failure(path, FailureKind.UNSUPPORTED, f"a kind of {name} that can't be decoded: {kind}")
             take(_memory(picture, data))
             picture.load()
             turn = _orientation(picture)
@@ -109,6 +113,8 @@ def _failure(path: str, data: bytes, name: str | None, error: Exception) -> Fail
         )
     if _ends_early(data, name, text):
         return Failure(path, FailureKind.TRUNCATED, "the file ends before the picture does")
+    if isinstance(error, UnidentifiedImageError) and name == "tiff" and "pixel mode" in (why_not(data) or ""):
+        return Failure(path, FailureKind.UNSUPPORTED, "a kind of tiff that can't be decoded: unknown pixel mode")
     reason = f": {_brief(text)}" if type(error) is OSError else ""  # what others say is for programmers
     return Failure(path, FailureKind.CORRUPT, f"damaged {name or 'picture'} data{reason}")
 
@@ -129,8 +135,10 @@ def _ends_early(data: bytes, name: str | None, text: str) -> bool:
             return not end.endswith(b";")
         case "webp":
             return int.from_bytes(data[4:8], "little") + 8 > len(data)
-        case "tiff" if int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big") >= len(data):
-            return True  # its directory lies behind the pixels
+        case "tiff" if data[2:3] + data[3:4] in (b"*\0", b"\0*"):
+            order: Literal["little", "big"] = "little" if data[:1] == b"I" else "big"
+            start = int.from_bytes(data[4:8], order)  # of its directory, often behind the pixels
+            return start + 2 + 12 * int.from_bytes(data[start : start + 2], order) > len(data) or "truncated" in text
         case "avif" | "heic":
             position, size = 0, 1
             while position + 8 <= len(data) and size:  # a box of size 0 reaches to the end of the file
@@ -175,6 +183,7 @@ def _orientation(picture: Image.Image) -> Image.Transpose | None:
 
 def _to_rgb(picture: Image.Image, turn: Image.Transpose | None) -> Image.Image:
     """RGB as a person would see it: in sRGB, on white, upright. `picture` is used up."""
+    covered = picture.info.get(COVERED, (0, 0, *picture.size))
     if picture.mode != "RGB" or picture.has_transparency_data or _way_to_srgb(picture):
         levels = _levels(picture) if picture.mode in ("I", "F") else (0, 65535)
         if 8 * picture.width * picture.height < BIG and not picture.mode.startswith(("I", "F")):
@@ -185,6 +194,10 @@ def _to_rgb(picture: Image.Image, turn: Image.Transpose | None) -> Image.Image:
                 rgb.paste(_seen(picture.crop(box), levels), box)
             picture.close()
             picture = rgb
+    if covered != (0, 0, *picture.size):  # the rest is see-through
+        white = Image.new("RGB", picture.size, "white")
+        white.paste(picture.crop(covered), covered)
+        picture = white
     return picture.transpose(turn) if turn is not None else picture
 
 
@@ -224,6 +237,8 @@ def _seen(strip: Image.Image, levels: tuple[float, float]) -> Image.Image:
 
 def _numbers(strip: Image.Image) -> npt.NDArray[Any]:
     values = np.asarray(strip)
+    if strip.info.get(UNSIGNED):
+        values = values.view(np.uint32)
     return np.nan_to_num(values, posinf=0.0, neginf=0.0) if strip.mode == "F" else values
 
 
@@ -244,12 +259,15 @@ def _to_eight_bits(strip: Image.Image, low: float, high: float) -> Image.Image:
     if strip.mode != "F" and low >= 0 and high <= 65535:
         values = values.astype(np.uint16)
         eight = (values // 257 + (values % 257 > 128)).astype(np.uint8)
+        if strip.info.get(WHITE_IS_ZERO):
+            eight = 255 - eight
         if isinstance(key := strip.info.get("transparency"), int):  # the grey that stands for "see-through"
             eight[values == key] = 255
         return Image.fromarray(eight)
     if strip.mode != "F" or low < 0 or high > 1:
         values = np.subtract(values, low, dtype=np.float64) / max(high - low, 1e-30)
-    return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    eight = np.rint(values * 255).astype(np.uint8)
+    return Image.fromarray(255 - eight if strip.info.get(WHITE_IS_ZERO) else eight)
 
 
 def _way_to_srgb(picture: Image.Image) -> ImageCms.ImageCmsTransform | None:

@@ -1,29 +1,31 @@
-"""From the names a user gives to the pictures they mean: files, folders walked, lists of paths.
+"""From the names a user gives to the pictures they mean: files, folders walked, archives.
 
 In: paths as `str` (os.fsdecode: any bytes). Out: a `Source` for each picture, in a fixed order and as it is met,
 or a `Failure` for a name behind which nothing can be read. It decodes nothing and reads of a file no more than
-its signature; only regular files are opened, since opening a FIFO would wait for ever.
+its signature; only regular files are opened, since opening a FIFO would wait for ever. What lies in an archive is
+read by `packed`.
 """
 
 from __future__ import annotations
 
 import difflib
 import errno
+import logging
 import os
 import re
 import stat
-import time
-from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import BinaryIO
+from typing import TYPE_CHECKING
 
 from clipcli.errors import UsageError
 from clipcli.records import Failure, FailureKind, Source
 
+if TYPE_CHECKING:
+    from clipcli.images.packed import Lookup
+
 HEAD = 64  # bytes that `sniff` wants to see
-LONGEST_NAME = 1 << 16  # beyond any path of any system: a longer entry means that the stream is no list
 
 # Short marks (BM, P5, an icon's zeros) are held to the fields behind them: a text may begin with "BM", too.
 _SIGNATURES = {
@@ -44,6 +46,7 @@ _SIGNATURES = {
     "dds": rb"DDS \x7c\0\0\0",
     "icns": rb"icns\0",
 }
+_log = logging.getLogger("clipcli")
 _SIGNATURE = re.compile(b"|".join(b"(%s)" % mark for mark in _SIGNATURES.values()), re.DOTALL)
 _ENDING = re.compile(
     r"\.(apng|avifs?|bmp|cur|dds|dib|gif|hei[cf]|hif|icns|ico|j2[ck]|jfif|jp[2cefgx]|jpeg|jxl|pbm|pcx|pfm|pgm"
@@ -82,15 +85,17 @@ def not_a_file(path: str, mode: int) -> Failure:
 
 @dataclass
 class Walk:
-    """The pictures that `inputs` mean; iterate once. `passed_over` counts what folders held besides pictures.
+    """The pictures that `inputs` mean; iterate once. `passed_over` counts what was met besides pictures.
 
     A name among the inputs always yields: a `Source` for a file, whatever it holds, else a `Failure`. A folder
     yields what lies in it, depth first, each folder's entries sorted by the bytes of their names: hidden ones
     are skipped, links to files followed, links to folders only with `follow` (each folder is then entered once).
     A picture is known by its signature, or by its ending when it is broken (or a pipe, say); what may be a folder
-    and can't be looked at is a Failure. `include` and `exclude` are globs that see an entry's name and its path
-    below the input; `exclude` prunes folders too. With `folders=False` a folder among the inputs is a Failure: a
-    list made by `find` names a folder and all its files besides.
+    and can't be looked at is a Failure. An archive among the inputs (by its ending) yields the pictures in it, in its
+    order, as `archive.tar::member`; such a name among the inputs is that member. An archive in a folder is passed
+    over, with a notice. `include` and `exclude` are globs that see an entry's name and its path below the folder or
+    archive; `exclude` prunes folders too. With `folders=False` a folder among the inputs is a Failure: a list made by
+    `find` names a folder and all its files besides.
     """
 
     inputs: Iterable[str]
@@ -99,6 +104,7 @@ class Walk:
     follow: bool = False
     folders: bool = True
     passed_over: int = field(default=0, init=False)
+    _lookup: Lookup | None = field(default=None, init=False, repr=False)
 
     def __iter__(self) -> Iterator[Source | Failure]:
         for name in self.inputs:
@@ -107,21 +113,55 @@ class Walk:
                     name = name[:-1]  # a list from Windows
                 mode = os.stat(name).st_mode
             except (OSError, ValueError) as error:
-                yield no_source(name, error)
+                yield self._member(name) or no_source(name, error)
                 continue
             if stat.S_ISDIR(mode) and self.folders:
                 yield from self._folder(name)
+            elif stat.S_ISREG(mode) and _is_archive(name):
+                yield from self._archive(name)
             else:
                 yield Source(name) if stat.S_ISREG(mode) else not_a_file(name, mode)
 
+    def _archive(self, path: str) -> Iterator[Source | Failure]:
+        from clipcli.images.packed import pictures
+
+        return pictures(path, self._wants, self._pass_over)
+
+    def _member(self, name: str) -> Source | Failure | None:
+        """What a name means that is no file's: a member of an archive, perhaps."""
+        from clipcli.images.packed import Lookup, parted
+
+        if not (found := parted(name)):
+            return None
+        if self._lookup is None or self._lookup.path != found[0]:
+            self._lookup = Lookup(found[0])
+        return self._lookup.find(found[1])
+
+    def _wants(self, member: str) -> bool:
+        from clipcli.images.archives import hidden
+
+        below = member.removeprefix("./")
+        pruned = (*self.exclude, *(f"{glob}/*" for glob in self.exclude))  # a folder above it, by its path
+        return not (
+            hidden(member)
+            or any(_matches(part, self.exclude) for part in below.split("/"))
+            or _matches(below, pruned)
+            or (self.include and not _matches(below, self.include))
+        )
+
+    def _pass_over(self) -> None:
+        self.passed_over += 1
+
     def _folder(self, top: str) -> Iterator[Source | Failure]:
         entered: set[tuple[int, int]] = set()
+        archives = 0
         waiting = [("", top)]  # (path below `top`, path), the next one last: no recursion, however deep
         while waiting:
             below, path = waiting.pop()
             try:
                 status = os.stat(path) if self.follow or not below else os.lstat(path)
                 if not stat.S_ISDIR(status.st_mode):
+                    archives += _is_archive(path)
                     yield from self._file(path, below)
                     continue
                 names = sorted(os.listdir(os.fsencode(path)), reverse=True)
@@ -138,6 +178,9 @@ class Walk:
                 inner = os.path.join(below, name)
                 if not name.startswith(".") and not _matches(inner, self.exclude):
                     waiting.append((inner, os.path.join(path, name)))
+        if archives:
+            what = f"{archives:,} archive{'' if archives == 1 else 's'}"
+            _log.warning("%s: %s in it passed over; to look inside, name them as INPUT", top, what)
 
     def _file(self, path: str, below: str) -> Iterator[Source | Failure]:
         if self.include and not _matches(below, self.include):
@@ -154,48 +197,18 @@ class Walk:
         if by_name and failure:
             yield failure
         else:
-            self.passed_over += 1
-
-
-def read_list(stream: BinaryIO, null: bool) -> Iterator[str]:
-    """The names in a list, each as soon as it has come; separated by newlines, or by NUL bytes with `null`.
-
-    Names are bytes: nothing is stripped, not even a carriage return, but for the mark with which some editors
-    begin a text in UTF-8, unless there is a file of that name; empty ones are skipped. Nothing may have been
-    read from `stream` before. Raises UsageError where it is a picture, or no list of this kind.
-    """
-    for number, name in enumerate(_entries(stream, null)):
-        if not (number or null or os.path.lexists(name)):
-            name = name.removeprefix(BOM_UTF8)
-        if name:
-            yield os.fsdecode(name)
-
-
-def _entries(stream: BinaryIO, null: bool) -> Iterator[bytes]:
-    # A raw stream hands over what is there instead of waiting for a full buffer, and takes no lock that a
-    # thread left behind in a read would still hold when the interpreter ends.
-    read: Callable[[int], bytes | None] = getattr(stream, "raw", stream).read
-    rest, start = b"", True
-    while (chunk := read(LONGEST_NAME)) != b"":
-        if chunk is None:  # somebody set the pipe not to block, and nothing is there
-            time.sleep(0.05)
-            continue
-        if start and sniff(chunk[:HEAD]):
-            raise UsageError("the list of paths is a picture", hint="give - as INPUT for a picture's bytes")
-        if not null and b"\0" in chunk:
-            raise UsageError("the list of paths holds NUL bytes", hint="give -0 if they separate the names")
-        start = False
-        *names, rest = (rest + chunk).split(b"\0" if null else b"\n")
-        yield from names
-        if len(rest) > LONGEST_NAME:
-            raise UsageError("the list of paths has an entry that is no path", hint="give one path a line")
-    yield rest
+            self._pass_over()
 
 
 def check_inputs(inputs: Iterable[str]) -> None:
-    """Raise UsageError for the first INPUT of the command line that isn't there (`-` always is)."""
+    """Raise UsageError for the first INPUT of the command line that isn't there (`-` always is).
+
+    Of `archive.tar::member`, the archive has to be there.
+    """
+    from clipcli.images.packed import parted
+
     for name in inputs:
-        if name != "-" and not os.path.lexists(name):
+        if name != "-" and not os.path.lexists(name) and not parted(name):
             raise UsageError(f"{name}: no such file or folder", hint=_what_is_there(name))
 
 
@@ -213,6 +226,12 @@ def _what_is_there(name: str) -> str:
 def _leads_nowhere(error: OSError) -> bool:
     """Whether a link is dead, or its entry gone since the folder was read."""
     return isinstance(error, (FileNotFoundError, NotADirectoryError)) or error.errno == errno.ELOOP
+
+
+def _is_archive(path: str) -> bool:
+    from clipcli.images.archives import is_archive  # which imports this file
+
+    return is_archive(path)
 
 
 def _matches(below: str, globs: Sequence[str]) -> bool:

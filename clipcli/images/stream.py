@@ -4,10 +4,11 @@
 
 A picture that is known by its file or its bytes (`Memory`) brings its embedding along and is not decoded.
 
-In: any iterable of `Source | Failure` (it may block, as stdin does), and a function that prepares one picture.
-Out: batches, lazily. Everything is bounded: the feeder takes a ticket before it pulls an item, and the ticket
-comes back when the item's turn has come, so that at most `batch_size + workers` items are ahead of the batch in
-the making; it also waits while the sources that are not decoded yet have brought many bytes along. It knows no model and no file formats.
+In: any iterable of `Item` (it may block, as stdin does), and a function that prepares one `Source`; what isn't one is
+passed on in its place. Out: batches, lazily. Everything is bounded: the feeder takes a ticket before it pulls an item,
+and the ticket comes back when the item's turn has come, so that at most `batch_size + workers` items are ahead of the
+batch in the making; it also waits while the sources that are not decoded yet have brought many bytes along. It knows
+no model and no file formats.
 """
 
 from __future__ import annotations
@@ -26,12 +27,11 @@ import numpy.typing as npt
 from clipcli.images.budget import MAX_MEMORY, Budget, Take
 from clipcli.images.read import read_bytes
 from clipcli.model.config import Preprocess
-from clipcli.records import Failure, FailureKind, Source
+from clipcli.records import Failure, FailureKind, Item, Source
 
 if TYPE_CHECKING:
     from clipcli.images.transform import Crop, Pixels
 
-Item = Source | Failure
 Square = npt.NDArray[np.uint8]  # [3, H, W]
 Vector = npt.NDArray[np.float32]
 
@@ -52,10 +52,13 @@ class Prepared:
 class Memory(Protocol):
     """What is remembered of pictures. Many threads may ask."""
 
-    def recall(self, source: Source) -> Prepared | None:
+    def file(self, source: Source) -> bytes | None:
+        """The key of its file as it is now, to be asked for before it is read; None for bytes that came otherwise."""
+
+    def recall(self, file: bytes) -> Prepared | None:
         """The embedding of a file that hasn't changed since it was last read."""
 
-    def recognise(self, source: Source, data: bytes) -> Prepared:
+    def recognise(self, file: bytes | None, data: bytes) -> Prepared:
         """The embedding under the digest of these bytes, if it is known; else the key that it will have."""
 
 
@@ -94,17 +97,18 @@ def make_prepare(
     budget = Budget(MAX_MEMORY)
 
     def prepare(source: Source) -> Prepared | Failure:
-        found = memory.recall(source) if memory else None
+        file = memory.file(source) if memory else None
+        found = memory.recall(file) if memory and file else None
         if found is not None:
             return found
         with budget.share() as take:
-            return prepared(source, take)  # when it returns, the picture is gone, and so its memory
+            return prepared(source, file, take)  # when it returns, the picture is gone, and so its memory
 
-    def prepared(source: Source, take: Take) -> Prepared | Failure:
+    def prepared(source: Source, file: bytes | None, take: Take) -> Prepared | Failure:
         data = read_bytes(source, take)
         if isinstance(data, Failure):
             return data
-        found = memory.recognise(source, data) if memory else Prepared()
+        found = memory.recognise(file, data) if memory else Prepared()
         if found.embedding is not None:
             return found
         from clipcli.images.decode import decode

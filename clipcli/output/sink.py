@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from importlib import import_module
-from typing import BinaryIO
+from typing import Protocol
 
 from clipcli.errors import UsageError
 from clipcli.records import Candidate, Prediction, Row
@@ -27,18 +27,28 @@ class SinkOptions:
     labels: tuple[str, ...] = ()  # the candidates, for widths and numbers of columns; () where unknown
 
 
+class Stream(Protocol):
+    """What a sink writes to: a binary file, or what counts as one."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take bytes."""
+
+    def flush(self) -> object:
+        """Hand them on."""
+
+
 class LineSink:
     """A sink of one line a row: a format is a subclass with `line`, and `header` if it has one."""
 
     default_top_k = 1
 
-    def __init__(self, stream: BinaryIO, options: SinkOptions) -> None:
+    def __init__(self, stream: Stream, options: SinkOptions) -> None:
         self.stream = stream
         self.options = options
         self.top_k = self.default_top_k if options.top_k is None else options.top_k
         if options.labels:
             self.top_k = min(self.top_k, len(options.labels))
-        self._begun = False
+        self.begun = False  # whether the header, if there is one, is written
 
     def header(self) -> bytes:
         """What stands before the first row."""
@@ -48,10 +58,16 @@ class LineSink:
         """The row with its line end; empty where the format leaves it out."""
         raise NotImplementedError
 
+    def begin(self) -> None:
+        """Write the header, if there is one and it isn't written yet."""
+        if not self.begun:
+            self.begun = True
+            self.stream.write(self.header())
+
     def write(self, row: Row) -> None:
         """Write one row, whole, and flush."""
-        line = self.line(row) if self._begun else self.header() + self.line(row)
-        self._begun = True
+        line = self.line(row) if self.begun else self.header() + self.line(row)
+        self.begun = True
         if line:
             self.stream.write(line)
             self.flush()
@@ -62,9 +78,7 @@ class LineSink:
 
     def close(self) -> None:
         """Write the header if no row did, and flush."""
-        if not self._begun and (header := self.header()):
-            self.stream.write(header)
-        self._begun = True
+        self.begin()
         self.flush()
 
     def others(self, row: Prediction) -> tuple[Candidate, ...]:
@@ -98,7 +112,7 @@ def format_for(path: str | None, is_terminal: bool) -> str:
     return next((name for ending, name in ENDINGS.items() if path.lower().endswith(ending)), "tsv")
 
 
-def open_sink(format: str, stream: BinaryIO, options: SinkOptions) -> LineSink:
+def open_sink(format: str, stream: Stream, options: SinkOptions) -> LineSink:
     """A sink that writes `format` to `stream`. Raises UsageError for a name that isn't in FORMATS."""
     if format not in FORMATS:
         raise UsageError(f"there is no format `{format}`", hint=f"choose one of {', '.join(FORMATS)}")

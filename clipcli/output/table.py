@@ -9,11 +9,10 @@ the counts are printed is the caller's matter.
 from __future__ import annotations
 
 import shutil
-from typing import BinaryIO
 
 from rich.cells import cell_len, set_cell_size
 
-from clipcli.output.sink import LineSink, SinkOptions
+from clipcli.output.sink import LineSink, SinkOptions, Stream
 from clipcli.output.text import printable
 from clipcli.records import Failure, Row
 
@@ -26,7 +25,7 @@ _BOLD, _DIM, _RED, _CYAN = "1", "2", "31", "36"
 class TableSink(LineSink):
     """Writes 4 decimals, in colour if `options.color`."""
 
-    def __init__(self, stream: BinaryIO, options: SinkOptions) -> None:
+    def __init__(self, stream: Stream, options: SinkOptions) -> None:
         super().__init__(stream, options)
         width = options.width or shutil.get_terminal_size().columns
         self._widest = max(NARROWEST, width // 3)

@@ -79,6 +79,6 @@ def file_key(file: Path, part: str) -> bytes:
 
     Raises OSError when there is no such file.
     """
-    path = file.resolve()
-    now = path.stat()
+    now = file.stat()
+    path = os.path.realpath(file)  # which, unlike `resolve`, raises nothing where links lead in a circle by now
     return _end(_begin("file", part, f"{now.st_size} {now.st_mtime_ns} {now.st_ino}"), os.fsencode(path))

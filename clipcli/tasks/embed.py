@@ -15,21 +15,25 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from clipcli.images.find import Walk
 from clipcli.images.stream import Batch, Prepared, batches, default_workers, make_prepare
-from clipcli.records import Embedded, Failure, FailureKind, Source
+from clipcli.output.embeddings import Embeddings
+from clipcli.records import Embedded, Failure, FailureKind, Item, Source
 from clipcli.store import keys
 from clipcli.weights.model import Model
 
 if TYPE_CHECKING:
     from clipcli.images.transform import Crop, Pixels
 
-Input = str | os.PathLike[str] | Source | Failure
+POLICY = 2  # raise it when the same bytes become other pixels: embeddings of before are then never found again
+
+Input = str | os.PathLike[str] | Item
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,7 @@ class EmbedOptions:
     batch_size: int | None = None  # None: chosen by device
     workers: int | None = None  # decoding threads; None: one a CPU
     flush_after: float | None = None  # seconds of silent input after which a partial batch goes through
+    save_crop: Path | None = None  # a folder for what the model saw; nothing is recalled then
 
     def speed(self, model: Model) -> tuple[int, int]:
         """Batch size and decoding threads of a run: what was asked for, else what suits the device."""
@@ -50,8 +55,13 @@ class EmbedOptions:
 def embed(
     inputs: Input | Iterable[Input], model: Model, options: EmbedOptions | None = None
 ) -> Iterator[Embedded | Failure]:
-    """The unit embedding of every picture: paths of pictures and folders, or `Source`s, or one of these."""
+    """The unit embedding of every picture: paths of pictures and folders, or `Source`s, or one of these.
+
+    Rows of an embeddings file come out as they are. Raises EmbeddingsError where another model made the file.
+    """
     options = options or EmbedOptions()
+    if isinstance(inputs, Embeddings):
+        inputs.check_model(model)
     batch_size, workers = options.speed(model)
     memory = _Remembered(model, options) if model.store.path is not None else None
     size = model.config.vision.image_size
@@ -63,13 +73,19 @@ def embed(
         flush_after=options.flush_after,
     )
     for batch in stream:
+        if options.save_crop is not None:
+            _save_crops(options.save_crop, batch)
         yield from _embed_batch(batch, model)
 
 
-def sources(inputs: Input | Iterable[Input]) -> Iterator[Source | Failure]:
+def sources(inputs: Input | Iterable[Input]) -> Iterator[Item]:
     """What the inputs mean: folders walked, everything else as it is."""
-    for item in [inputs] if isinstance(inputs, str | os.PathLike | Source | Failure) else inputs:
-        yield from [item] if isinstance(item, Source | Failure) else Walk([os.fspath(item)])
+    several: Iterable[Input] = [inputs] if isinstance(inputs, str | os.PathLike | Item) else inputs
+    for named, some in groupby(several, lambda one: isinstance(one, str | os.PathLike)):
+        if named:
+            yield from Walk(os.fspath(cast("str", one)) for one in some)  # one walk opens an archive once
+        else:
+            yield from cast("Iterable[Item]", some)
 
 
 class _Remembered:
@@ -77,32 +93,39 @@ class _Remembered:
 
     def __init__(self, model: Model, options: EmbedOptions) -> None:
         self._store = model.store
-        self._policy = f"{options.pixels} {options.crop} pillow {version('pillow')}"
+        self._recalls = options.save_crop is None
+        self._policy = f"{POLICY} {options.pixels} {options.crop} pillow {version('pillow')}"
         self._maker = (model.image_fingerprint, model.arithmetic)
 
-    def recall(self, source: Source) -> Prepared | None:
-        file = self._file(source)
-        digest = self._store.picture_digest(file) if file else None
+    def recall(self, file: bytes) -> Prepared | None:
+        digest = self._store.picture_digest(file) if self._recalls else None
         if digest is None:
             return None
         key = keys.embedding_key(digest, self._policy, *self._maker)
         embedding = self._store.embedding(key)
         return None if embedding is None else Prepared(embedding=embedding, key=key)
 
-    def recognise(self, source: Source, data: bytes) -> Prepared:
+    def recognise(self, file: bytes | None, data: bytes) -> Prepared:
         digest = keys.picture_digest(data)
-        file = self._file(source)
         key = keys.embedding_key(digest, self._policy, *self._maker)
-        return Prepared(embedding=self._store.embedding(key), key=key, file=(file, digest) if file else None)
+        known = self._store.embedding(key) if self._recalls else None
+        return Prepared(embedding=known, key=key, file=(file, digest) if file else None)
 
-    def _file(self, source: Source) -> bytes | None:
-        """The key of its file as it is now; None for bytes that came otherwise."""
+    def file(self, source: Source) -> bytes | None:
         if source.data is not None:
             return None
         try:
             return keys.file_key(Path(source.path), "picture")
         except (OSError, ValueError):  # reading it will tell
             return None
+
+
+def _save_crops(folder: Path, batch: Batch) -> None:
+    from clipcli.images.crops import save_crop
+
+    seen = (item.path for item in batch.items if isinstance(item, Source))
+    for path, square in zip(seen, batch.pixels, strict=True):
+        save_crop(folder, path, square)
 
 
 def _embed_batch(batch: Batch, model: Model) -> Iterator[Embedded | Failure]:
@@ -113,7 +136,7 @@ def _embed_batch(batch: Batch, model: Model) -> Iterator[Embedded | Failure]:
         model.store.keep_pictures(dict(batch.files), known, model.image_fingerprint)
     rows = iter(zip(fresh, finite, strict=True))
     for place, item in enumerate(batch.items):
-        if isinstance(item, Failure):
+        if not isinstance(item, Source):
             yield item
             continue
         vector, good = (batch.known[place], True) if place in batch.known else next(rows)

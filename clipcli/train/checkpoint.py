@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ class State:
     best: float = -1.0
     seconds: float = 0.0  # that the run has taken so far, over all its sessions
     updates: int = 0  # of the weights; fp16 leaves steps out whose gradient overflows
+    losses: list[float] = field(default_factory=list)  # of the steps since the log's last line
     scaler: dict[str, Any] = field(default_factory=dict)  # of fp16 gradients
 
 
@@ -62,24 +64,35 @@ def save(folder: Path, state: State, clip: CLIP, optimiser: torch.optim.Optimize
     if ema is not None:
         tensors |= {f"ema.{name}": tensor for name, tensor in ema.state.items()}
     told = {**asdict(state), "version": _VERSION}
-    temporary = folder / f".{NAME}.{os.getpid()}"
+    part = folder / f".{NAME}.part"  # a folder, since safetensors has a temporary file of its own
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: t.detach().contiguous() for k, t in tensors.items()}, temporary, {"clipcli": json.dumps(told)})
-        with temporary.open("rb") as file:
+        shutil.rmtree(part, ignore_errors=True)  # what a killed run left
+        part.mkdir(parents=True)
+        save_file({k: t.detach().contiguous() for k, t in tensors.items()}, part / NAME, {"clipcli": json.dumps(told)})
+        with (part / NAME).open("rb") as file:
             os.fsync(file.fileno())
-        temporary.replace(folder / NAME)
+        (part / NAME).replace(folder / NAME)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise OutputError(f"{folder / NAME}: {reason}", hint="the last checkpoint is still there") from error
+        hint = "the last checkpoint is still there" if (folder / NAME).is_file() else None
+        raise OutputError(f"{folder / NAME}: {reason}", hint=hint) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Remove the checkpoint of an older run. Raises OutputError."""
+    try:
+        (folder / NAME).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder / NAME}: {(error.strerror or 'not removed').lower()}") from error
 
 
 def read(folder: Path) -> tuple[State, dict[str, Tensor]]:
     """The state and the tensors of a run. Raises UsageError where there is none, ModelError."""
     path = folder / NAME
     if not path.is_file():
-        raise UsageError(f"{folder}: no {NAME} to go on from", hint="without --resume the run begins anew")
+        raise UsageError(f"{folder}: no {NAME} to go on from", hint="without --resume a run begins anew")
     try:
         with safe_open(path, framework="pt") as file:
             told = json.loads((file.metadata() or {})["clipcli"])
@@ -88,18 +101,23 @@ def read(folder: Path) -> tuple[State, dict[str, Tensor]]:
             raise ModelError(f"{path}: of another version of clipcli", hint="finish the run with that one")
         config = TrainConfig.read(None, told.pop("config"))
         return State(config=config, **told), tensors
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: not a checkpoint of a training run", hint="begin anew, without --resume") from error
+    except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: not a checkpoint of a training run", hint="begin anew with --force") from error
 
 
-def agree(state: State, config: TrainConfig, data: str, folder: Path) -> None:
-    """Raise UsageError unless the run in `folder` is the one that is asked for, naming what differs."""
+def check_settings(state: State, config: TrainConfig, folder: Path) -> None:
+    """Raise UsageError unless the run in `folder` has these settings, naming those that differ."""
     differing = state.config.differences(config)
     if differing:
         told = ", ".join(f"{n} ({getattr(state.config, n)!r}, now {getattr(config, n)!r})" for n in differing)
         raise UsageError(f"{folder}: the run was begun with other settings: {told}", hint="give those, or a new -o")
+
+
+def check_data(state: State, data: str, folder: Path) -> None:
+    """Raise UsageError unless the run in `folder` learns from data of this digest."""
     if state.data != data:
-        raise UsageError(f"{folder}: the run was begun with other data", hint="give the same DATA, or a new -o")
+        hint = "give the same DATA and --labels, spelled alike, or a new -o"
+        raise UsageError(f"{folder}: the run was begun with other data", hint=hint)
 
 
 def restore(
@@ -116,7 +134,7 @@ def restore(
             if parameter.requires_grad and name in moments["exp_avg"]:
                 optimiser.state[parameter] = {
                     "step": torch.tensor(float(state.updates), device=parameter.device),
-                    **{key: moments[key][name].to(parameter.device) for key in _MOMENTS},
+                    **{key: torch.empty_like(parameter).copy_(moments[key][name]) for key in _MOMENTS},  # its strides
                 }
     except (RuntimeError, KeyError) as error:
         raise ModelError("the checkpoint doesn't fit the model of its settings", hint="begin anew") from error

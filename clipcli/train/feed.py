@@ -19,7 +19,7 @@ from itertools import islice, zip_longest
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcli.errors import ClipcliError, UsageError
+from clipcli.errors import ClipcliError, PictureError, UsageError
 from clipcli.images.budget import MAX_MEMORY, Budget
 from clipcli.images.decode import open_picture
 from clipcli.images.transform import transform
@@ -205,7 +205,7 @@ class Feed:
 
     def _failed(self, failure: Failure) -> None:
         if self._strict:
-            raise ClipcliError(f"{failure.path}: {failure.message}", hint="without --strict it would be left out")
+            raise PictureError(f"{failure.path}: {failure.message}", hint="without --strict it would be left out")
         if failure in self._met:  # in an earlier epoch
             return
         self._met.add(failure)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -114,19 +115,20 @@ class Trainer:
 
     def run(self) -> Iterator[Step]:
         """Take the steps that are left, each told as it is done. Raises ClipcliError where the loss isn't finite."""
-        began, took = time.monotonic(), self.state.seconds
-        recent: list[float] = [began]
+        began = since = time.monotonic()
+        before = self.state.seconds
+        took: deque[float] = deque(maxlen=20)  # seconds of the last steps, without what was done between them
         while self.state.step < self.steps:
             epoch, skip = divmod(self.state.step, self.feed.steps)
             for samples in self.feed.epoch(epoch, skip):
                 loss = self.step(samples)
                 now = time.monotonic()
-                self.state.seconds = took + now - began
-                recent = [*recent[-20:], now]
-                speed = self.config.batch_size * (len(recent) - 1) / max(now - recent[0], 1e-9)
-                yield self._told(loss, speed)
+                took.append(now - since)
+                self.state.seconds = before + now - began
+                yield self._told(loss, self.config.batch_size * len(took) / max(sum(took), 1e-9))
                 if self.state.step >= self.steps:
                     break
+                since = time.monotonic()
 
     def step(self, samples: Samples) -> float:
         """Learn from one batch; the loss of the whole batch before the step."""
@@ -135,19 +137,16 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.clip.train()
-        if self.config.freeze_batch_norm:
+        if self.config.freeze_batch_norm or self.config.freeze == "image":
             for norm in batch_norms(self.clip):
                 norm.eval()
         self.optimiser.zero_grad(set_to_none=True)
         loss = self.gradients(self.batch(samples, number))
-        if not math.isfinite(loss):
-            raise ClipcliError(
-                f"the loss of step {number + 1:,} is {loss}",
-                hint="the last checkpoint is good; try a lower learning_rate, a longer warmup or --set precision=fp32",
-            )
+        _demand_finite(loss, "loss", number)
         self.scaler.unscale_(self.optimiser)
-        if self.config.clip_gradient:
-            nn.utils.clip_grad_norm_(self.clip.parameters(), self.config.clip_gradient)
+        length = nn.utils.clip_grad_norm_(self.clip.parameters(), self.config.clip_gradient or math.inf)
+        if not self.scaler.is_enabled():  # which leaves such steps out, and scales less
+            _demand_finite(float(length), "gradient", number)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         with torch.no_grad():
@@ -302,7 +301,7 @@ def precision_of(config: TrainConfig, device: torch.device) -> str:
         return config.precision
     if device.type != "cuda":
         return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def batch_norms(clip: CLIP) -> list[nn.Module]:
@@ -325,15 +324,22 @@ def gather(x: Tensor, world: int, rank: int | None = None) -> list[Tensor]:
 def _without_traces(clip: CLIP) -> Iterator[None]:
     """No graph is kept, and no layer's statistics change: the second pass does both."""
     norms = batch_norms(clip)
-    momenta = [norm.momentum for norm in norms]
     try:
         for norm in norms:
-            norm.momentum = 0.0  # type: ignore[assignment]
+            norm.track_running_stats = False  # type: ignore[assignment]
         with torch.no_grad():
             yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm in norms:
+            norm.track_running_stats = True  # type: ignore[assignment]
+
+
+def _demand_finite(value: float, what: str, number: int) -> None:
+    if not math.isfinite(value):
+        raise ClipcliError(
+            f"the {what} of step {number + 1:,} is {value}",
+            hint="the last checkpoint is good; try a lower learning_rate, a longer warmup or --set precision=fp32",
+        )
 
 
 def _distinct(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
-from clipcli.errors import OutputError
+from clipcli.errors import OutputError, UsageError
 from clipcli.model.clip import CLIP
 from clipcli.model.config import ClipConfig
+from clipcli.model.device import place
 from clipcli.records import Failure, Label, Template
 from clipcli.tokenizer import Tokenizer
 from clipcli.train import checkpoint
@@ -28,17 +29,19 @@ from clipcli.train.config import TrainConfig
 from clipcli.train.evaluate import EvalSet, Evaluator, read_set
 from clipcli.train.feed import ALONE, Feed, Share
 from clipcli.train.loop import Step as Step
-from clipcli.train.loop import Trainer
+from clipcli.train.loop import Trainer, precision_of
 from clipcli.train.optim import freeze, initialise
 from clipcli.train.vocabulary import train_vocabulary
 from clipcli.train.words import examples
+from clipcli.weights.folder import check_new_folder
 from clipcli.weights.model import Model, load_model
+from clipcli.weights.open_clip import CONFIG
 from clipcli.weights.save import save_model
 from clipcli.zeroshot import templates as template_files
 
 LOG = "log.csv"
 HELD_OUT = "held_out"  # the name of the column
-_COLUMNS = ("step", "epoch", "seconds", "loss", "scale", "learning_rate", "image_size", "pictures_per_second")
+COLUMNS = ("step", "epoch", "seconds", "loss", "scale", "learning_rate", "image_size", "pictures_per_second", HELD_OUT)
 _LINES_AN_EPOCH = 20
 
 Progress = Callable[[int], None]
@@ -52,6 +55,7 @@ class Ready:
     held_out: int
     failures: tuple[Failure, ...]  # what had to be left out
     kept: bool  # decoded pictures lie in memory
+    device: str  # and the arithmetic
     parameters: int
     vocab_size: int
     steps: int
@@ -87,6 +91,7 @@ class Request:
     words: Sequence[Label] = ()  # classes' other and broader words
     sets: Mapping[str, str] = field(default_factory=dict)  # to evaluate on: name -> folder, table or tar
     vocabulary: Path | None = None  # None: the model's own, or learned from the captions
+    offline: bool = False
     resume: bool = False
     strict: bool = False
     workers: int = 1
@@ -97,29 +102,35 @@ class Request:
 def train(request: Request, config: TrainConfig, progress: Progress | None = None) -> Generator[Event]:
     """Run or go on with a training. Raises ClipcliError and its kinds; what is saved then stays.
 
-    Closing the iterator between two events, as leaving the loop over it does, leaves a checkpoint.
+    Nothing is written before `Ready`. Closing the iterator after it, as leaving the loop over it does, leaves a
+    checkpoint.
     """
     earlier = checkpoint.read(request.output) if request.resume else None
-    run = _prepare(request, config, earlier, progress)
-    trainer, feed = run.trainer, run.trainer.feed
-    first = request.share.rank == 0
-    yield Ready(
-        feed.chosen,
-        len(feed.held),
-        (*feed.failures, *(failure for some in run.sets for failure in some.failed)),
-        feed.kept,
-        sum(p.numel() for p in trainer.clip.parameters()),
-        trainer.clip_config.text.vocab_size,
-        trainer.steps,
-        trainer.state.step,
-    )
+    if earlier:
+        checkpoint.check_settings(earlier[0], config, request.output)
+    check_new_folder(request.output, CONFIG, force=True)  # now, not after the first hour
+    trainer, run = _prepare(request, config, earlier, progress)
+    feed = trainer.feed
     try:
+        yield Ready(
+            feed.chosen,
+            len(feed.held),
+            (*feed.failures, *(failure for some in run.sets for failure in some.failed)),
+            feed.kept,
+            f"{trainer.device}, {precision_of(config, trainer.device)}",
+            sum(p.numel() for p in trainer.clip.parameters()),
+            trainer.clip_config.text.vocab_size,
+            trainer.steps,
+            trainer.state.step,
+        )
+        if run.first:
+            run.begin()
         for step in trainer.run():
+            events = run.after(step) if run.first else []  # before it is told: what a step leads to is never skipped
             yield step
-            if first:
-                yield from run.after(step)
+            yield from events
     except GeneratorExit:
-        if first:
+        if run.first and trainer.state.step:
             trainer.save(request.output)
         raise
 
@@ -132,31 +143,39 @@ class _Run:
     ) -> None:
         self.trainer = trainer
         self.sets = sets
+        self.first = request.share.rank == 0
         self._request = request
         self._evaluator = evaluator
         self._vocabulary = vocabulary
         self._saved = time.monotonic()
-        self._losses: list[float] = []
-        self._log = _Log(request.output / LOG, trainer.state.step, [HELD_OUT, *request.sets])
+        self._log = _Log(request.output / LOG, request.sets)
 
-    def after(self, step: Step) -> Iterator[Event]:
-        """The events that a step leads to."""
+    def begin(self) -> None:
+        """Make the folder ready: of an older run that is begun anew, nothing is left to go on from."""
+        if not self._request.resume:
+            checkpoint.remove(self._request.output)
+        self._log.begin(self.trainer.state.step)
+
+    def after(self, step: Step) -> list[Event]:
+        """What a step leads to."""
         trainer, config, epoch = self.trainer, self.trainer.config, self.trainer.feed.steps
-        self._losses.append(step.loss)
+        losses, events = trainer.state.losses, list[Event]()
+        losses.append(step.loss)
         last = step.number == trainer.steps
         if last or step.number % max(1, round(config.eval_every * epoch)) == 0:
             accuracy = self._measure()
             best = self._is_best(accuracy)
             if best:
                 self._keep()
-            self._log.write(step, trainer.state.seconds, self._losses, accuracy)
-            yield Evaluated(step.number, step.epoch, accuracy, best)
+            self._log.write(step, trainer.state.seconds, losses, accuracy)
+            events.append(Evaluated(step.number, step.epoch, accuracy, best))
         elif step.number % max(1, epoch // _LINES_AN_EPOCH) == 0:
-            self._log.write(step, trainer.state.seconds, self._losses, {})
+            self._log.write(step, trainer.state.seconds, losses, {})
         if last or time.monotonic() - self._saved > 60 * config.save_minutes:
             trainer.save(self._request.output)
             self._saved = time.monotonic()
-            yield Saved(step.number)
+            events.append(Saved(step.number))
+        return events
 
     def _measure(self) -> dict[str, float]:
         trainer, accuracy = self.trainer, {}
@@ -194,18 +213,16 @@ def _prepare(
     config: TrainConfig,
     earlier: tuple[checkpoint.State, Mapping[str, Tensor]] | None,
     progress: Progress | None,
-) -> _Run:
-    from clipcli.model.device import place
-
+) -> tuple[Trainer, _Run]:
     device = place(request.device, "fp32").device
-    base = load_model(config.init, device="cpu", precision="fp32") if config.init else None
-    size = base.config.vision.image_size if base else config.image_size
+    base = _base(request, config) if config.init else None
     words = {label.name: label for label in request.words}
     templates = template_files.read([config.templates])
+    eval_templates = template_files.read([config.eval_templates])
     feed = Feed(
         request.data,
         config,
-        image_size=size,
+        image_size=base.config.vision.image_size if base else config.image_size,
         words=words,
         workers=request.workers,
         share=request.share,
@@ -214,20 +231,31 @@ def _prepare(
     feed.find(progress)
     digest = checkpoint.digest(feed.pairs)
     if earlier:
-        checkpoint.agree(earlier[0], config, digest, request.output)
-        state = earlier[0]
+        state = replace(earlier[0], config=config)  # what doesn't change the outcome may have changed
+        checkpoint.check_data(state, digest, request.output)
+        if request.vocabulary and not base and _merges(request, config, feed, templates) != state.merges:
+            raise UsageError(
+                f"{request.output}: the run was begun with another vocabulary", hint="leave --vocabulary out"
+            )
     else:
         state = checkpoint.State(config, digest, "" if base else _merges(request, config, feed, templates))
     tokenizer = base.tokenizer if base else _tokenizer(state.merges)
     clip_config = base.config if base else config.clip_config(tokenizer.vocab_size)
+    wanted = {} if request.share.rank else request.sets
+    sets = [read_set(name, path, clip_config, words) for name, path in wanted.items()]
     clip = _first_weights(clip_config, config, base)
     trainer = Trainer(clip, clip_config, tokenizer, feed, state, templates, device)
     if earlier:
         trainer.restore(earlier[1])
-    wanted = {} if request.share.rank else request.sets
-    sets = [read_set(name, path, clip_config, words) for name, path in wanted.items()]
-    evaluator = Evaluator(clip_config, tokenizer, template_files.read([config.eval_templates]), device)
-    return _Run(request, trainer, evaluator, sets, base.vocabulary if base else state.merges)
+    evaluator = Evaluator(clip_config, tokenizer, eval_templates, device)
+    return trainer, _Run(request, trainer, evaluator, sets, base.vocabulary if base else state.merges)
+
+
+def _base(request: Request, config: TrainConfig) -> Model:
+    """The model to go on from."""
+    return load_model(
+        config.init, device="cpu", precision="fp32", vocabulary=request.vocabulary, offline=request.offline
+    )
 
 
 def _merges(request: Request, config: TrainConfig, feed: Feed, templates: Sequence[Template]) -> str:
@@ -260,12 +288,15 @@ def _first_weights(clip_config: ClipConfig, config: TrainConfig, base: Model | N
 class _Log:
     """`log.csv`: a line now and then, flushed; after a resume, what came after the checkpoint is dropped."""
 
-    def __init__(self, path: Path, step: int, sets: Sequence[str]) -> None:
+    def __init__(self, path: Path, sets: Iterable[str]) -> None:
         self._path = path
-        self._columns = [*_COLUMNS, *sets]
+        self._columns = [*COLUMNS, *sets]
+
+    def begin(self, step: int) -> None:
+        """Keep the lines up to `step`, which the run goes on from."""
         rows: list[dict[str, str]] = []
-        if step and path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
+        if step and self._path.is_file():
+            with self._path.open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
             rows = [row for row in rows if int(row["step"]) <= step]
         self._write("w", rows, header=True)

@@ -1,4 +1,4 @@
-"""The folder of a model on its way to the disk: whole or not at all.
+"""The folder of a model on its way to the disk, or one file: whole or not at all.
 
 Comes in: the content of each file, weights as lazy tensors. Goes out: the folder. Everything is written under another
 name first, on the same disk, and has reached it before it gets its own. A folder that exists keeps its other files.
@@ -11,8 +11,8 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,7 +48,7 @@ def check_new_folder(folder: Path, config: str, *, force: bool) -> None:
     except NotADirectoryError as error:
         raise UsageError(f"{folder}: is no folder, or not in one", hint=PLACE) from error
     except OSError as error:
-        raise _cannot_write(folder, error) from error
+        raise cannot_write(folder, error) from error
     other = {open_clip.CONFIG, transformers.CONFIG} - {config}
     if names and not force:
         raise UsageError(f"{folder}: exists already", hint="use --force to replace the model in it")
@@ -90,9 +90,29 @@ def write_folder(folder: Path, files: Mapping[str, Content], *, force: bool = Fa
             temporary.rename(target)
         _sync(target.parent)
     except OSError as error:
-        raise _cannot_write(folder, error) from error
+        raise cannot_write(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which appears at `path` once all is written; of a link, as its target. Raises OutputError."""
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".clipcli-{secrets.token_hex(8)}.tmp")
+    try:
+        if os.path.lexists(target) and not target.is_file():
+            raise OutputError(f"{path}: exists and is no regular file", hint=PLACE)
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor]) -> None:
@@ -128,5 +148,6 @@ def _sync(folder: Path) -> None:
             os.close(handle)
 
 
-def _cannot_write(folder: Path, error: OSError) -> OutputError:
+def cannot_write(folder: Path, error: OSError) -> OutputError:
+    """The error that says why a folder or file can't be written."""
     return OutputError(f"{folder}: can't be written: {(error.strerror or str(error)).lower()}", hint=PLACE)

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import reprlib
-import secrets
 import stat
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from clipcli import __version__
-from clipcli.errors import ClassifierError, LabelError, OutputError, UsageError
+from clipcli.errors import ClassifierError, LabelError, UsageError
 from clipcli.records import Label, Template
+from clipcli.weights.folder import whole_file
 from clipcli.weights.load import MOST_SCALE
 from clipcli.zeroshot.classifier import Classifier
 from clipcli.zeroshot.files import checked, near_file
@@ -61,23 +59,8 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
     if not all(map(math.isnan, thresholds)):
         tensors["threshold"] = np.array(thresholds, dtype=np.float32)  # NaN: this label has none
     text = re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(metadata, ensure_ascii=False))  # bytes of names not in UTF-8
-    _replace(Path(path), save(tensors, {KEY: text}))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".clipcli-{secrets.token_hex(8)}.tmp")
-    try:
-        if os.path.lexists(target) and not target.is_file():
-            raise OutputError(f"{path}: exists and is no regular file", hint="choose another place with -o")
-        with temporary.open("xb") as file:
-            file.write(content)
-        temporary.replace(target)
-    except OSError as error:
-        raise OutputError(f"{path}: can't be written: {error.strerror}", hint="choose another place with -o") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    with whole_file(Path(path)) as file:
+        file.write(save(tensors, {KEY: text}))
 
 
 def load_classifier(path: str | Path) -> Classifier:

@@ -40,6 +40,11 @@ def read_text(path: Path, on_error: OnError = refuse) -> str:
     except OSError as error:
         hint = near_file(path) if isinstance(error, FileNotFoundError | IsADirectoryError) else None
         raise LabelError(f"{path}: {(error.strerror or str(error)).lower()}", hint=hint) from error
+    return decode(data, path, on_error)
+
+
+def decode(data: bytes, path: Path, on_error: OnError = refuse) -> str:
+    """The text that `data` are, of the file `path`, by the rules of `read_text`."""
     if data.startswith(_UTF16):
         hint = 'save it as UTF-8 (Excel: "CSV UTF-8"; Notepad: encoding "UTF-8")'
         raise LabelError(f"{path}: the text is UTF-16, not UTF-8", hint=hint)

@@ -60,7 +60,7 @@ def tokenize(
 def _too_long(prompt: Prompt, label: Label, count: int, context_length: int) -> LabelError:
     kind, text = ("template", prompt.template) if prompt.template is not None else ("description", prompt.text)
     return LabelError(
-        f'{_place(label)}label "{_short(label.name)}" with {kind} "{_short(text)}" '
+        f'{_place(label)}label "{short(label.name)}" with {kind} "{short(text)}" '
         f"makes {count} tokens, {context_length} fit",
         hint="shorten it, or cut it with --truncate",
     )
@@ -70,5 +70,6 @@ def _place(label: Label) -> str:
     return f"{label.where}: " if label.where else ""
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """The beginning of a text, for messages."""
     return text if len(text) <= 60 else f"{text[:59]}…"
