@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -66,6 +67,7 @@ def make_sandbox(folder: Path) -> Path:
     (folder / "a.jpg").write_bytes((data / "rocket.jpg").read_bytes())
     for name, text in {
         "all.jsonl": ALL,
+        "words.csv": "label,aliases,group\ncat,cat|kitten,animal\nrocket,rocket,\n",
         "labels.txt": "cat\nrocket\nastronaut\n",
         "more.txt": "dog\n",
         "rest.txt": "moon\nsoup\n",
@@ -84,6 +86,11 @@ def make_sandbox(folder: Path) -> Path:
     os.utime(folder / "last-run", (0, 0))
     tiny.save(folder / "models" / "my-clip")
     tiny.save(folder / "my-model")
+    with tarfile.open(folder / "pictures.tar", "w") as archive:
+        archive.add(folder / "a.jpg", "a.jpg")
+    for name, template in (("before", "a photo of a <>."), ("after", "a drawing of a <>.")):
+        run(f"clipcli classify photos/ -l labels.txt -t '{template}' -q -o {name}.jsonl --no-cache", folder)
+    run("clipcli embed photos/ -o photos.safetensors --no-cache", folder)
     run("clipcli build-classifier labels.txt -o my.safetensors --no-cache", folder)
     return folder
 
@@ -92,7 +99,7 @@ def run(command: str, sandbox: Path) -> subprocess.CompletedProcess[str]:
     """Run one line of bash there, `clipcli` being this checkout's, stderr after stdout as on a terminal."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("CLIPCLI_", "HF_"))},
-        "CLIPCLI_MODEL": "models/my-clip",
+        "CLIPCLI_MODEL": "tiny",
         "CLIPCLI_CACHE_DIR": str(sandbox / ".cache"),
         "CLIPCLI_CONFIG_DIR": str(sandbox / ".config"),
         "HF_HOME": str(sandbox / ".hf"),
@@ -158,7 +165,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(sandbox: Path, cli: Run, monkeypatch: pytest.MonkeyPatch) -> Here:
     """Run one line of bash in the sandbox: within this process if it is one command, which spares importing torch."""
     monkeypatch.chdir(sandbox)
-    monkeypatch.setenv("CLIPCLI_MODEL", "models/my-clip")
+    monkeypatch.setenv("CLIPCLI_MODEL", "tiny")
     monkeypatch.setenv("CLIPCLI_CACHE_DIR", str(sandbox / ".cache"))
 
     def run_here(line: str) -> tuple[int, str]:
@@ -197,6 +204,7 @@ def test_command_lines_work(here: Here, sandbox: Path, line: str) -> None:
     if re.search(r"\$file|tail -f|pull|install-completion", line):
         pytest.skip("needs a shell around it, a person, or the network")
     for made in re.findall(r"-o (\S+)", line):
+        (sandbox / f"{made}.run.json").unlink(missing_ok=True)
         (sandbox / made).unlink() if (sandbox / made).is_file() else shutil.rmtree(sandbox / made, ignore_errors=True)
     code, said = here(line)
     assert code in (0, 3), said

@@ -1,4 +1,4 @@
-"""Memory doesn't grow with the number of files: queues are bounded, rows leave as they are made (benchmarks/memory.py)."""
+"""Memory doesn't grow with the number of files (benchmarks/memory.py tries more of them)."""
 
 from __future__ import annotations
 

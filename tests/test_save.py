@@ -381,7 +381,7 @@ def test_transformers_computes_the_same(name: str, tmp_path: Path, photos: Path)
     with torch.inference_mode():
         theirs = model(**inputs).logits_per_image.numpy()
     prepare = make_prepare(ours.config.preprocess, ours.config.vision.image_size, "reference")
-    pixels = np.stack([prepare(Source(str(path))) for path in pictures])
+    pixels = np.stack([prepare(Source(str(path))).square for path in pictures])
     image = ours.encode_image(pixels)
     text = np.zeros_like(image)
     for indices, vectors in ours.encode_text(ours.tokenizer(texts)):

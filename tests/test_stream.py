@@ -269,7 +269,8 @@ def test_a_process_ends_while_its_stdin_is_silent(way: str) -> None:
         import numpy as np
         listed = map(Source, read_list(sys.stdin.buffer, False))
         try:
-            for batch in batches(listed, lambda source: Prepared(np.zeros((3, 2, 2), np.uint8)), batch_size=1, workers=2):
+            square = Prepared(np.zeros((3, 2, 2), np.uint8))
+            for batch in batches(listed, lambda source: square, batch_size=1, workers=2):
                 print(batch.items[0].path, flush=True)
                 if sys.argv[1] == "break":
                     break

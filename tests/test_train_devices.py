@@ -32,7 +32,7 @@ EQUAL: dict[str, dict[str, Any]] = {  # whatever the number of processes
     "soft": squares.VIT,
     "hard": {**squares.VIT, "soft_targets": False, "smoothing": 0.1},
     "chunks": {**squares.VIT, "chunk_size": 4},
-    "hard-chunks": {**squares.VIT, "soft_targets": False, "chunk_size": 1},
+    "hard-chunks": {**squares.VIT, "soft_targets": False, "chunk_size": 3},
     "frozen": {**squares.VIT, "freeze": "image", "ema": 0.9},
     "streamed": {**squares.VIT, "keep_gb": 0.0, "jitter": 0.3, "erase": 0.5},
     "resnet": {**RESNET, "chunk_size": 4},

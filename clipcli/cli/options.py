@@ -46,8 +46,8 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="INPUT",
-        help="Pictures, folders, archives (.tar, .tar.gz, .zip) or archive.tar::member, or - for one picture's bytes on "
-        "stdin. Without any, stdin is a list of paths.",
+        help="Pictures, folders, archives (.tar, .tar.gz, .zip) or archive.tar::member, a file that embed wrote, or - "
+        "for one picture's bytes on stdin. Without any, stdin is a list of paths.",
         show_default=False,
     ),
 ]

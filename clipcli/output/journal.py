@@ -93,11 +93,15 @@ class SideCar:
         about = {"version": VERSION, "clipcli": __version__, "complete": complete, "pending": pending}
         content = {**about, "settings": settings, **asdict(state), "failed": failed[: state.failures]}
         temporary = self.path.with_name(f"{self.path.name}.tmp")
-        with temporary.open("w", encoding="ascii") as file:
-            file.write(f"{BEGINNING}{json.dumps(content)[1:]}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
+        try:
+            with temporary.open("w", encoding="ascii") as file:
+                file.write(f"{BEGINNING}{json.dumps(content)[1:]}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         ended = time.monotonic()
         self._due = ended + max(SAVE_EVERY, 20 * (ended - began))
 
