@@ -71,9 +71,9 @@ def test_the_default_is_sound_and_what_json_kept_comes_back() -> None:
     assert TrainConfig.read(None, json.loads(json.dumps(asdict(config)))) == config
 
 
-@pytest.mark.parametrize("name", ["benchmarks/tiny/cpu.toml"])
+@pytest.mark.parametrize("name", ["cpu-1.toml", "cpu-2.toml", "gpu.toml"])
 def test_our_own_recipes(name: str) -> None:
-    config = TrainConfig.read(Path(__file__).resolve().parents[1] / name)
+    config = TrainConfig.read(Path(__file__).resolve().parents[1] / "benchmarks" / "tiny" / name)
     assert config.clip_config(1000).vision.image_size == config.image_size
 
 

@@ -503,7 +503,7 @@ KILLED = """
     sum(p.sum() for p in model.parameters()).backward()
     optimiser.step()
     seen, torn = set(), 0
-    for _ in range(12):
+    for _ in range(8):
         child = os.fork()
         if not child:
             for step in range(10**6):

@@ -20,6 +20,9 @@ from clipcli.settings import SettingsFile
 
 UNSET = frozenset({"cache"})  # what deletes takes nothing from a file, and its --model is a fingerprint
 
+APART = "train"  # its options are a run's recipe: what is set for all commands isn't meant for it, but for these
+APART_BUT_FOR = frozenset({"device", "workers", "offline", "color", "quiet", "verbose", "debug"})
+
 Address = tuple[str, ...]  # of a command: ("models", "list")
 Node = Any  # a command, group or option: classes that Typer doesn't export
 
@@ -78,7 +81,11 @@ def effective(root: Node, typed: Mapping[str, Any], given: dict[Address, dict[st
                 value, source = given[address][name].value, given[address][name].source
             else:
                 value, source = option.default, "built-in"
-            known.setdefault(name, {})[address] = (value, source, variable)
+            known.setdefault(name if _is_shared(address, name) else f"{APART}.{name}", {})[address] = (
+                value,
+                source,
+                variable,
+            )
     found = []
     for name, by_command in sorted(known.items()):
         alike = all(entry == next(iter(by_command.values())) for entry in by_command.values())
@@ -103,6 +110,11 @@ def _commands(node: Node, address: Address = ()) -> dict[Address, Node]:
     return found
 
 
+def _is_shared(address: Address, name: str) -> bool:
+    """Whether a setting for all commands reaches this one's option."""
+    return address[0] != APART or name in APART_BUT_FOR
+
+
 def _options(command: Node) -> dict[str, Node]:
     """The options of a command that may be set, under their long names with _ for -."""
     options = (param for param in command.params if param.param_type_name == "option" and param.name != "help")
@@ -117,7 +129,10 @@ def _settle(
     for key, value in sorted(table.items(), key=lambda item: isinstance(item[1], dict)):
         name, where = key.replace("-", "_"), file.where(*keys, key)
         below = {address: node for address, node in commands.items() if address[len(keys) : len(keys) + 1] == (key,)}
-        takers = {address: node for address, node in commands.items() if name in _options(node)}
+        apart = {address for address in commands if not (keys or _is_shared(address, name))}
+        takers = {
+            address: node for address, node in commands.items() if name in _options(node) and address not in apart
+        }
         if isinstance(value, dict) and below:
             yield from _settle(file, value, (*keys, key), below)
         elif name in settings.TYPED_ONLY or (*keys, key)[0] in UNSET:
@@ -129,7 +144,12 @@ def _settle(
                 f"{where}: there is no command {' '.join((*keys, key))}", hint=hint or "see clipcli --help"
             )
         elif not takers:
-            known = {option.replace("_", "-") for node in commands.values() for option in _options(node)}
+            known = {
+                option.replace("_", "-")
+                for address, node in commands.items()
+                for option in _options(node)
+                if keys or _is_shared(address, option)
+            }
             owner = " ".join(keys)
             what = f"{owner or 'clipcli'} has no option {key}"
             raise UsageError(f"{where}: {what}", hint=propose(key, known) or f"see clipcli {owner or 'COMMAND'} --help")

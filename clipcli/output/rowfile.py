@@ -106,8 +106,10 @@ class RowFile:
                     yield last
                 last = item
         if self._inputs.hexdigest() != self.state.inputs:
-            what = f"the inputs have changed: not the same first {counted(self.state.done, 'picture')} as when it was begun"
-            raise UsageError(f"{self._name}: {what}", hint=f"give the inputs it was begun with, or {ANEW}")
+            first = f"not the same first {counted(self.state.done, 'picture')} as when it was begun"
+            raise UsageError(
+                f"{self._name}: the inputs have changed: {first}", hint=f"give the inputs it was begun with, or {ANEW}"
+            )
         if last is not None:
             yield last
         yield from items
