@@ -248,4 +248,3 @@ def hostile_zip(path: Path, jpeg: bytes) -> None:
     data[data.index(b"damaged.jpg") + 400] ^= 0xFF
     data[data.rindex(b"encrypted.jpg") - 38] |= 1  # the flags in the table at the end
     path.write_bytes(data)
-
