@@ -113,6 +113,11 @@ class Tokenizer:
         return ids
 
 
+def cut(ids: list[int], most: int) -> list[int]:
+    """A prompt's ids, `most` of them at most; the end token stays."""
+    return ids if len(ids) <= most else [*ids[: most - 1], ids[-1]]
+
+
 def find_vocabulary(folder: Path) -> Path | None:
     """The vocabulary beside the weights in `folder`: one that states its ids comes before bare merges."""
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():

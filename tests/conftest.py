@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import sys
 import tarfile
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import skimage
 import tiny
+from hub_server import apart
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -122,4 +124,20 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "broken.jpg").write_bytes((source / "rocket.jpg").read_bytes()[:20_000])
     (folder / "labels.txt").write_text("cat\ndog\nrocket\n")
     (folder / ".hidden.png").write_bytes((source / "coffee.png").read_bytes())
+    return folder
+
+
+@pytest.fixture
+def cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of our own, an empty Hub cache, and a network that nobody may so much as ask for a name."""
+    apart(monkeypatch, tmp_path / "hf")
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def refuse(*args: object, **others: object) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
     return folder

@@ -7,7 +7,6 @@ import importlib.util
 import os
 import re
 import shlex
-import socket
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 import skimage
 from conftest import Run
-from hub_server import apart
 from rich.console import Console
 
 from clipcli.cli import demo, main
@@ -33,19 +31,9 @@ NUMBER = re.compile(r"\d\.\d{4}|[█▏▎▍▌▋▊▉]+|[\xa0 ]+")
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of our own, an empty Hub cache, and a network that nobody may so much as ask for a name."""
-    apart(monkeypatch, tmp_path / "hf")
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-
-    def refuse(*args: object, **others: object) -> None:
-        raise AssertionError("the network was used")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    return folder
+def here(cut_off: Path) -> Path:
+    """No network, in a folder of our own."""
+    return cut_off
 
 
 @pytest.fixture(scope="session")

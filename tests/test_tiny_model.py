@@ -6,14 +6,12 @@ import json
 import logging
 import os
 import shutil
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny as made
 from conftest import Run
-from hub_server import apart
 
 from clipcli import load_model
 from clipcli.errors import ModelError
@@ -35,19 +33,9 @@ NOTICE = f"clipcli: tiny is a small model for trying out; default: {DEFAULT}\n"
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of our own, an empty Hub cache, and a network that nobody may so much as ask for a name."""
-    apart(monkeypatch, tmp_path / "hf")
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-
-    def refuse(*args: object, **others: object) -> None:
-        raise AssertionError("the network was used")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    return folder
+def alone(cut_off: Path) -> Path:
+    """No network, in a folder of our own."""
+    return cut_off
 
 
 # ---- the files

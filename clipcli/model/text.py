@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from clipcli.model.blocks import LayerNorm, Transformer
 from clipcli.model.config import TextConfig
+
+
+def pad(ids: Sequence[Sequence[int]]) -> Tensor:
+    """Ragged token ids as one tensor [B, N] (int64), N the longest: what follows an end token is never seen."""
+    padded = np.zeros((len(ids), max(map(len, ids))), dtype=np.int64)
+    for place, row in enumerate(ids):
+        padded[place, : len(row)] = row
+    return torch.from_numpy(padded)
 
 
 class TextTransformer(nn.Module):

@@ -41,12 +41,17 @@ class JsonlSink(LineSink):
         )
 
 
-def _path(path: str) -> str:
+def path_members(path: str) -> dict[str, str]:
+    """A path as JSON has it: a name that is no UTF-8 with its bytes beside it."""
     name = os.fsencode(path)
     try:
-        return f'"path": {_string(name.decode())}'
+        return {"path": name.decode()}
     except UnicodeDecodeError:
-        return f'"path": {_string(name.decode(errors="replace"))}, "path_bytes": "{b64encode(name).decode()}"'
+        return {"path": name.decode(errors="replace"), "path_bytes": b64encode(name).decode()}
+
+
+def _path(path: str) -> str:
+    return ", ".join(f'"{key}": {_string(text)}' for key, text in path_members(path).items())
 
 
 def _candidate(candidate: Candidate) -> str:

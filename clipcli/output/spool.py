@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import zipfile
-from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -26,6 +25,7 @@ import numpy as np
 from clipcli import __version__
 from clipcli.errors import OutputError, UsageError
 from clipcli.output.embeddings import FORMAT, KEY, VERSION, name_in
+from clipcli.output.jsonl import path_members
 from clipcli.records import Embedded, Failure
 from clipcli.weights.folder import cannot_write, whole_file
 from clipcli.weights.model import Model
@@ -92,7 +92,7 @@ class _Spool:
             return
         with _telling(self._path):
             self._vectors.write(np.ascontiguousarray(row.vector, "<f4").data)
-        name = _members(row.path)
+        name = path_members(row.path)
         self._say(f"{',' if self._count else ''}\n{_json(name if len(name) > 1 else name['path'])}")
         self._count += 1
 
@@ -100,7 +100,7 @@ class _Spool:
         """Make the file."""
         shape = (self._count, dim)
         failures = [
-            {"after": after, **_members(row.path), "kind": row.kind, "message": row.message}
+            {"after": after, **path_members(row.path), "kind": row.kind, "message": row.message}
             for after, row in self._failures
         ]
         self._say(f'\n], "failures": {_json(failures)}}}')
@@ -153,15 +153,6 @@ def _telling(path: Path) -> Iterator[None]:
 
 def _json(value: object) -> str:
     return re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(value, ensure_ascii=False))  # bytes of names not in UTF-8
-
-
-def _members(path: str) -> dict[str, str]:
-    """A path as JSON has it."""
-    raw = os.fsencode(path)
-    try:
-        return {"path": raw.decode()}
-    except UnicodeDecodeError:
-        return {"path": raw.decode(errors="replace"), "path_bytes": b64encode(raw).decode()}
 
 
 def _write_safetensors(file: BinaryIO, shape: tuple[int, int], vectors: IO[bytes], text: str) -> None:

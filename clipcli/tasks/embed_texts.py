@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from clipcli.errors import LabelError
 from clipcli.records import Embedded
+from clipcli.tokenizer import cut
 from clipcli.weights.model import Model
 from clipcli.zeroshot.classifier import Progress, encode_prompts
 from clipcli.zeroshot.prompts import short
@@ -28,13 +29,12 @@ def embed_texts(
     `where` are their places, for messages. Raises LabelError for one that is too long, unless `truncate` cuts it,
     VocabularyError, ModelError.
     """
-    longest, tokenizer = model.config.text.context_length, model.tokenizer
-    prompts = tokenizer(texts)
+    longest = model.config.text.context_length
+    prompts = model.tokenizer(texts)
     for number, ids in enumerate(prompts):
-        if len(ids) > longest:
-            if not truncate:
-                place = where[number] if where else f"sentence {number + 1}"
-                what = f'"{short(texts[number])}" makes {len(ids)} tokens, {longest} fit'
-                raise LabelError(f"{place}: {what}", hint="shorten it, or cut it with --truncate")
-            prompts[number] = [*ids[: longest - 1], tokenizer.end_token]
+        if len(ids) > longest and not truncate:
+            place = where[number] if where else f"sentence {number + 1}"
+            what = f'"{short(texts[number])}" makes {len(ids)} tokens, {longest} fit'
+            raise LabelError(f"{place}: {what}", hint="shorten it, or cut it with --truncate")
+        prompts[number] = cut(ids, longest)
     return map(Embedded, texts, encode_prompts(model, prompts, progress)[0]) if prompts else iter(())

@@ -67,7 +67,7 @@ def centre_crop(canvas: Tensor, aspect: Tensor, size: int, preprocess: Preproces
     """Pixels [B, 3, size, size], normalised, of the middle square, as the model's own preprocessing takes it."""
     x = _coarse(canvas, size)
     if x.shape[-1] != size or bool((aspect != 1).any()):
-        half = torch.stack([(1 / aspect).clamp(max=1), aspect.clamp(max=1)], 1) / 2
+        half = _largest_squares(aspect)
         x = _crop(x, torch.full_like(half, 0.5), half, size)
     return _normalised(x, preprocess)
 
@@ -95,7 +95,7 @@ def _boxes(aspect: Tensor, u: Tensor, config: TrainConfig) -> tuple[Tensor, Tens
     if config.crop == "none":
         half = torch.full((len(aspect), 2), 0.5, device=aspect.device)
     elif config.crop == "square":
-        half = torch.stack([(1 / aspect).clamp(max=1), aspect.clamp(max=1)], 1) / 2
+        half = _largest_squares(aspect)
     else:
         area = config.crop_area + (1 - config.crop_area) * u[:, 2]
         ratio = torch.exp((2 * u[:, 3] - 1) * float(np.log(_RATIO)))  # width / height of the crop, in pixels
@@ -104,6 +104,11 @@ def _boxes(aspect: Tensor, u: Tensor, config: TrainConfig) -> tuple[Tensor, Tens
         wide, high = torch.minimum(wide, high * _RATIO / aspect), torch.minimum(high, wide * aspect * _RATIO)
         half = torch.stack([wide, high], 1) / 2
     return half + (1 - 2 * half) * u[:, :2], half
+
+
+def _largest_squares(aspect: Tensor) -> Tensor:
+    """Half sides [B, 2] of the largest squares of the pictures, in shares of them."""
+    return torch.stack([(1 / aspect).clamp(max=1), aspect.clamp(max=1)], 1) / 2
 
 
 def _crop(x: Tensor, centre: Tensor, half: Tensor, size: int) -> Tensor:

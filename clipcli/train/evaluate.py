@@ -22,8 +22,9 @@ from clipcli.errors import UsageError
 from clipcli.images.stream import make_prepare
 from clipcli.model.clip import CLIP
 from clipcli.model.config import ClipConfig
+from clipcli.model.text import pad
 from clipcli.records import Failure, Label, Source, Template
-from clipcli.tokenizer import Tokenizer
+from clipcli.tokenizer import Tokenizer, cut
 from clipcli.train.augment import centre_crop, normalised
 from clipcli.train.feed import Feed
 from clipcli.train.pairs import Pair, read_pairs
@@ -67,7 +68,7 @@ def read_set(name: str, path: str, config: ClipConfig, words: Mapping[str, Label
 
 
 class Evaluator:
-    """Measures one model again and again; the prompts are tokenized once."""
+    """Measures one model again and again, as its weights change."""
 
     def __init__(
         self, config: ClipConfig, tokenizer: Tokenizer, templates: Sequence[Template], device: torch.device
@@ -119,17 +120,11 @@ class Evaluator:
         owner = torch.tensor([place for place, _, _ in prompts], device=self._device)
         heavy = torch.tensor([weight for _, _, weight in prompts], device=self._device)[:, None]
         most = self._config.text.context_length
-        ids = [
-            row if len(row) <= most else [*row[: most - 1], row[-1]]
-            for row in self._tokenizer(text for _, text, _ in prompts)
-        ]
+        ids = [cut(row, most) for row in self._tokenizer(text for _, text, _ in prompts)]
         weight = torch.zeros(len(classes), self._config.embed_dim, device=self._device)
         for start in range(0, len(ids), 4 * BATCH):
             some = ids[start : start + 4 * BATCH]
-            padded = torch.zeros(len(some), max(map(len, some)), dtype=torch.int64)
-            for i, row in enumerate(some):
-                padded[i, : len(row)] = torch.tensor(row)
-            vectors = F.normalize(clip.encode_text(padded.to(self._device)).float(), dim=1)
+            vectors = F.normalize(clip.encode_text(pad(some).to(self._device)).float(), dim=1)
             here = slice(start, start + len(some))
             weight.index_add_(0, owner[here], heavy[here] * vectors)
         return F.normalize(weight, dim=1)

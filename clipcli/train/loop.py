@@ -28,8 +28,9 @@ from torch.nn import functional as F
 from clipcli.errors import ClipcliError
 from clipcli.model.clip import CLIP
 from clipcli.model.config import ClipConfig
+from clipcli.model.text import pad
 from clipcli.records import Template
-from clipcli.tokenizer import Tokenizer
+from clipcli.tokenizer import Tokenizer, cut
 from clipcli.train import checkpoint
 from clipcli.train.augment import Mixing, augment, uniform
 from clipcli.train.config import TrainConfig
@@ -170,7 +171,8 @@ class Trainer:
             self.clip_config.preprocess,
         )
         captions = self.words.captions(samples.pairs, number, share)
-        ids = [self._cut(row) for row in self.tokenizer(text for text, _ in captions)]
+        most = self.clip_config.text.context_length
+        ids = [cut(row, most) for row in self.tokenizer(text for text, _ in captions)]
         chosen = np.asarray([phrase for _, phrase in captions], np.int64)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         return Batch(pixels, ids, self._targets(samples.pairs, chosen, mixing))
@@ -273,10 +275,6 @@ class Trainer:
         targets = torch.from_numpy(rows).to(self.device)
         return targets if mixing is None else mixing.targets(targets)
 
-    def _cut(self, ids: list[int]) -> list[int]:
-        most = self.clip_config.text.context_length
-        return ids if len(ids) <= most else [*ids[: most - 1], ids[-1]]
-
     def _over_devices(self, towers: Towers) -> nn.Module:
         if self.feed.share.world == 1:
             return towers
@@ -346,7 +344,4 @@ def _distinct(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """The distinct rows, padded to the longest [U, N], and the place of each row among them."""
     places: dict[tuple[int, ...], int] = {}
     index = [places.setdefault(tuple(row), len(places)) for row in ids]
-    padded = np.zeros((len(places), max(map(len, places))), np.int64)  # what follows the end token is never seen
-    for row, place in places.items():
-        padded[place, : len(row)] = row
-    return torch.from_numpy(padded), torch.tensor(index)
+    return pad(list(places)), torch.tensor(index)

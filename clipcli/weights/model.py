@@ -213,13 +213,12 @@ class Model:
         """
         import torch
 
+        from clipcli.model.text import pad
+
         for indices in _batches_by_length(ids):
-            longest = len(ids[indices[-1]])
-            padded = np.zeros((len(indices), longest), dtype=np.int64)  # what follows the end token is never seen
-            for row, index in enumerate(indices):
-                padded[row, : len(ids[index])] = ids[index]
+            padded = pad([ids[index] for index in indices])
             with torch.inference_mode():
-                yield indices, _unit(self._text_tower(torch.from_numpy(padded).to(self.placement.device)))
+                yield indices, _unit(self._text_tower(padded.to(self.placement.device)))
 
     @cached_property
     def _image_tower(self) -> ImageTower:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from clipcli.errors import LabelError
 from clipcli.records import Label, Prompt, Template
-from clipcli.tokenizer import Tokenizer
+from clipcli.tokenizer import Tokenizer, cut
 
 
 def fill(labels: Sequence[Label], templates: Sequence[Template]) -> list[Prompt]:
@@ -49,11 +49,9 @@ def tokenize(
         if prompt.text in known:
             continue
         (ids,) = tokenizer([prompt.text])
-        if len(ids) > context_length:
-            if not truncate:
-                raise _too_long(prompt, labels[prompt.label], len(ids), context_length)
-            ids = [*ids[: context_length - 1], tokenizer.end_token]
-        known[prompt.text] = ids
+        if len(ids) > context_length and not truncate:
+            raise _too_long(prompt, labels[prompt.label], len(ids), context_length)
+        known[prompt.text] = cut(ids, context_length)
     return [known[prompt.text] for prompt in prompts]
 
 
