@@ -31,7 +31,7 @@ from clipcli.train.run import HELD_OUT, LOG, Evaluated, Event, Ready, Request, S
 from clipcli.weights.model import load_model
 
 WEIGHTS = "open_clip_model.safetensors"
-ALL = {"ema": 0.9, "mix": 0.5, "erase": 0.3, "jitter": 0.2, "crop": "resized", "broader": 0.1}
+ALL = {"text_warmup": 3, "ema": 0.9, "mix": 0.5, "erase": 0.3, "jitter": 0.2, "crop": "resized", "broader": 0.1}
 STREAMED = {"keep_gb": 0.0, "shuffle_buffer": 10}
 
 

@@ -60,7 +60,7 @@ def card(trainer: Trainer, request: Request) -> str:
         vocab=clip.text.vocab_size,
         dim=clip.embed_dim,
         parameters=sum(p.numel() for p in trainer.clip.parameters()),
-        pairs=trainer.feed.chosen,
+        pairs=len(trainer.feed.chosen),
         data=", ".join(f"`{printable(Path(path).absolute().name)}`" for path in request.data),
         step=trainer.state.step,
         steps=trainer.steps,

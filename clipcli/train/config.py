@@ -24,7 +24,7 @@ SMALLEST = 8  # px of a side: a rectangle that is pasted in must leave something
 _COUNTS = ("patch_size", "width", "embed_dim", "text_width", "text_layers", "context_length")
 _NOT_NEGATIVE = (
     *("heads", "text_heads", "max_per_label", "canvas", "keep_gb", "shuffle_buffer", "chunk_size"),
-    *("weight_decay", "clip_gradient", "seed", "save_minutes"),
+    *("text_warmup", "weight_decay", "clip_gradient", "seed", "save_minutes"),
 )
 _TOLD = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -73,6 +73,7 @@ class TrainConfig:
     chunk_size: int = 0  # pictures in memory at once on each device (gradient caching); 0: the whole batch
     learning_rate: float = 5e-4
     warmup: float = 0.05
+    text_warmup: int = 0  # steps before the first, in which the text tower alone learns which captions say the same
     weight_decay: float = 0.2
     beta1: float = 0.9
     beta2: float = 0.98
@@ -80,6 +81,7 @@ class TrainConfig:
     clip_gradient: float = 1.0  # largest norm; 0: none
     ema: float = 0.0  # decay of the running mean of the weights, which is then what is kept; 0: none
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 or fp16 on CUDA, else fp32
+    compile: bool = False  # have torch.compile make the image tower faster; on a CPU it needs a C++ compiler
     freeze_batch_norm: bool = False  # keep the running statistics (fine-tuning, exact gradient caching)
     seed: int = 0
 
@@ -196,7 +198,7 @@ class TrainConfig:
 
     def differences(self, other: TrainConfig) -> list[str]:
         """The names of the settings in which the two differ and which change what is learned."""
-        free = {"eval_every", "save_minutes", "keep_gb"}
+        free = {"eval_every", "save_minutes", "keep_gb", "compile"}
         mine, others = asdict(self), asdict(other)
         return [name for name in mine if name not in free and mine[name] != others[name]]
 

@@ -57,7 +57,7 @@ ALONE = Share()
 
 
 class Feed:
-    """The data of a run. `find` comes first; `pairs`, `failures` and `held` tell what it met."""
+    """The data of a run. `find` comes first; `pairs`, `failures`, `held` and `chosen` tell what it met."""
 
     def __init__(
         self,
@@ -77,6 +77,7 @@ class Feed:
         self.pairs: list[Pair] = []  # without bytes
         self.failures: list[Failure] = []  # each once
         self.held: NDArray[np.int64] = np.empty(0, np.int64)  # pairs that only choose the best weights
+        self.chosen: NDArray[np.int64] = np.empty(0, np.int64)  # pairs that are learned from
         self._met: set[Failure] = set()
         self._words = words or {}
         self._workers = workers
@@ -86,17 +87,11 @@ class Feed:
         self._blocks: list[NDArray[np.uint8]] | None = []
         self._aspects: list[float] = []
         self._slots: list[int] = []  # where a pair's canvas is kept; -1: it can't be read
-        self._chosen: NDArray[np.int64] = np.empty(0, np.int64)
-
-    @property
-    def chosen(self) -> int:
-        """How many pairs are learned from."""
-        return len(self._chosen)
-
+        
     @property
     def steps(self) -> int:
         """Steps in an epoch; what doesn't fill a batch waits for another epoch."""
-        return len(self._chosen) // self.config.batch_size
+        return len(self.chosen) // self.config.batch_size
 
     @property
     def kept(self) -> bool:
@@ -129,7 +124,7 @@ class Feed:
         every = at_most(self._by_label(), config.max_per_label or len(self.pairs), config.seed)
         order = np.random.default_rng((config.seed, 1)).permutation(np.asarray(sorted(every), np.int64))
         count = int(config.hold_out * len(order))
-        self.held, self._chosen = np.sort(order[:count]), np.sort(order[count:])
+        self.held, self.chosen = np.sort(order[:count]), np.sort(order[count:])
         self._check()
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[Samples]:
@@ -137,7 +132,7 @@ class Feed:
         size, (rank, world) = self.config.batch_size, (self.share.rank, self.share.world)
         rng = np.random.default_rng((self.config.seed, 2, number))
         if self._blocks is not None:
-            order = rng.permutation(self._chosen)
+            order = rng.permutation(self.chosen)
             for step in range(skip, self.steps):
                 yield self.take(order[step * size + rank : (step + 1) * size : world])
             return
@@ -177,12 +172,12 @@ class Feed:
             raise UsageError(
                 f"a batch of {size} can't be shared by {world} devices", hint=f"take a multiple of {world}"
             )
-        if len(self._chosen) < size:
+        if len(self.chosen) < size:
             raise UsageError(
-                f"a batch of {size} is larger than the data: {len(self._chosen)} pairs to learn from",
+                f"a batch of {size} is larger than the data: {len(self.chosen)} pairs to learn from",
                 hint="give a smaller --batch-size, or more data",
             )
-        words = {self.pairs[i].phrases for i in self._chosen}
+        words = {self.pairs[i].phrases for i in self.chosen}
         if len(words) < 2:
             raise UsageError(
                 f"all pictures have the same words, {next(iter(words))[0]!r}",
@@ -210,7 +205,7 @@ class Feed:
             return
         self._met.add(failure)
         self.failures.append(failure)
-        if self.chosen:  # the list was shown when all was found
+        if len(self.chosen):  # the list was shown when all was found
             log.warning("left out: %s: %s", failure.path, failure.message)
 
     def _numbered(self, shard: int) -> Iterator[tuple[int, Pair]]:
@@ -226,7 +221,7 @@ class Feed:
 
     def _stream(self, rng: np.random.Generator) -> Iterator[Pair]:
         """All chosen pairs, shard by shard in a random order, drawn from a buffer."""
-        chosen = set(self._chosen.tolist())
+        chosen = set(self.chosen.tolist())
         buffer: list[Pair] = []
         for shard in rng.permutation(len(self.shards)):
             for index, pair in self._numbered(int(shard)):

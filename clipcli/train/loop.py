@@ -61,16 +61,18 @@ class Step:
 class Towers(nn.Module):
     """Both towers and the temperature as one module: what it gives out is all that devices exchange."""
 
-    def __init__(self, clip: CLIP) -> None:
+    def __init__(self, clip: CLIP, *, compiled: bool = False) -> None:
         super().__init__()
         self.clip = clip
+        # Captions' number and length change from step to step: compiled, the text tower would be compiled all the time.
+        self._encode_image = torch.compile(clip.encode_image, dynamic=False) if compiled else clip.encode_image
 
     def forward(self, pixels: Tensor, ids: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Unit embeddings [b, D] of pictures and of captions, and the logarithm of the scale.
 
         `ids`: the distinct captions [U, N]; `places`: which of them each picture has [b].
         """
-        image = F.normalize(self.clip.encode_image(pixels).float(), dim=1)
+        image = F.normalize(self._encode_image(pixels).float(), dim=1)
         text = F.normalize(self.clip.encode_text(ids).float(), dim=1)[places]
         return image, text, self.clip.logit_scale * 1.0
 
@@ -107,7 +109,7 @@ class Trainer:
         self.clip = clip.to(device)
         if device.type in ("cpu", "cuda"):
             self.clip.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.towers = self._over_devices(Towers(self.clip))
+        self.towers = self._over_devices(Towers(self.clip, compiled=self.config.compile))
         self.optimiser = optimiser(self.clip, self.config)
         self.ema = Ema(self.clip, self.config.ema) if self.config.ema else None
         self.half = _HALF.get(precision_of(self.config, device))
@@ -142,7 +144,14 @@ class Trainer:
             for norm in batch_norms(self.clip):
                 norm.eval()
         self.optimiser.zero_grad(set_to_none=True)
-        loss = self.gradients(self.batch(samples, number))
+        try:
+            loss = self.gradients(self.batch(samples, number))
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            raise ClipcliError(
+                f"torch.compile fails here: {str(error).splitlines()[0]}", hint="go on with --set compile=false"
+            ) from error
         _demand_finite(loss, "loss", number)
         self.scaler.unscale_(self.optimiser)
         length = nn.utils.clip_grad_norm_(self.clip.parameters(), self.config.clip_gradient or math.inf)

@@ -32,7 +32,8 @@ from clipcli.train.loop import Step as Step
 from clipcli.train.loop import Trainer, precision_of
 from clipcli.train.optim import freeze, initialise
 from clipcli.train.vocabulary import train_vocabulary
-from clipcli.train.words import examples
+from clipcli.train.warm import warm_text
+from clipcli.train.words import Words, examples
 from clipcli.weights.folder import check_new_folder
 from clipcli.weights.model import Model, load_model
 from clipcli.weights.open_clip import CONFIG
@@ -113,7 +114,7 @@ def train(request: Request, config: TrainConfig, progress: Progress | None = Non
     feed = trainer.feed
     try:
         yield Ready(
-            feed.chosen,
+            len(feed.chosen),
             len(feed.held),
             (*feed.failures, *(failure for some in run.sets for failure in some.failed)),
             feed.kept,
@@ -243,7 +244,9 @@ def _prepare(
     clip_config = base.config if base else config.clip_config(tokenizer.vocab_size)
     wanted = {} if request.share.rank else request.sets
     sets = [read_set(name, path, clip_config, words) for name, path in wanted.items()]
-    clip = _first_weights(clip_config, config, base)
+    clip = _first_weights(clip_config, config, base).to(device)
+    if not base and not earlier:
+        warm_text(clip, tokenizer, Words(config, templates), feed, config)
     trainer = Trainer(clip, clip_config, tokenizer, feed, state, templates, device)
     if earlier:
         trainer.restore(earlier[1])
