@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from clipcli import load_classifier, load_model, save_classifier
 from clipcli.errors import ClassifierError, LabelError, UsageError
-from clipcli.records import Embedded, Label, Prediction, Template
+from clipcli.records import Embedded, Failure, FailureKind, Label, Prediction, Template
 from clipcli.tasks.build import build_classifier
 from clipcli.tasks.classify import ClassifyOptions, Ranking, _top
 from clipcli.zeroshot.classifier import Classifier, average, build, encode_prompts
@@ -186,7 +186,8 @@ def test_the_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def decide(ranking: Ranking, *embedding: float) -> Prediction:
     vector = np.array(embedding, np.float32)
-    return ranking.decide(Embedded("a.jpg", vector / np.linalg.norm(vector)))
+    (row,) = ranking.decide([Embedded("a.jpg", vector / np.linalg.norm(vector))])
+    return row
 
 
 def test_score_cosine_and_margin_by_hand() -> None:
@@ -215,12 +216,31 @@ def test_large_logits_do_not_overflow() -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 5, 50, 100, 200])
 def test_top_equals_a_full_sort(k: int) -> None:
-    scores = np.random.default_rng(k).random(100)
-    assert _top(scores, k).tolist() == sorted(range(100), key=lambda i: -scores[i])[:k]
+    rows = np.random.default_rng(k).random((3, 100), np.float32)
+    assert _top(rows, k).tolist() == [sorted(range(100), key=lambda i: -row[i])[:k] for row in rows]
 
 
 def test_of_equals_the_earlier_label_comes_first() -> None:
-    assert _top(np.array([0.1, 0.3, 0.3, 0.3]), 4).tolist() == [1, 2, 3, 0]
+    row = np.array([[0.1, 0.3, 0.3, 0.3] + 20 * [0.0]], np.float32)
+    assert _top(row, 4).tolist() == [[1, 2, 3, 0]] and _top(row, 20).tolist()[0][:4] == [1, 2, 3, 0]
+
+
+def test_pictures_in_a_burst_get_the_answers_they_get_alone() -> None:
+    rng = np.random.default_rng(0)
+    classifier = made(rng.normal(size=(50, 8)).tolist(), logit_scale=30.0, names="".join(map(chr, range(97, 147))))
+    ranking = Ranking(classifier, None, ClassifyOptions(top_k=7))
+    vectors = rng.normal(size=(40, 8)).astype(np.float32)
+    pictures = [Embedded(str(i), v / np.linalg.norm(v)) for i, v in enumerate(vectors)]
+    broken = Failure("broken", FailureKind.CORRUPT, "data damaged")
+    together = list(ranking.rows([*pictures[:9], broken, *pictures[9:]]))
+    assert together.pop(9) == broken
+    for row, picture in zip(together, pictures, strict=True):
+        (alone,) = ranking.decide([picture])
+        assert isinstance(row, Prediction) and (row.path, row.label) == (picture.path, alone.label)
+        assert [one.label for one in row.top] == [one.label for one in alone.top]
+        for one, other in zip(row.top, alone.top, strict=True):
+            assert one.score == pytest.approx(other.score, abs=1e-5)
+            assert one.cosine == pytest.approx(other.cosine, abs=1e-6)
 
 
 def test_names_that_can_not_compete() -> None:

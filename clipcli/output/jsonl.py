@@ -11,6 +11,7 @@ import json
 import math
 import os
 from base64 import b64encode
+from functools import lru_cache
 
 from clipcli.output.sink import LineSink, encode
 from clipcli.records import Candidate, Failure, Prediction, Row
@@ -36,7 +37,7 @@ class JsonlSink(LineSink):
         abstained = "true" if row.abstained else "false"
         top = ", ".join(map(_candidate, row.top[: self.top_k]))
         return (
-            f'"label": {_string(row.label)}, "score": {_number(row.score)}, "cosine": {_number(row.cosine)}, '
+            f'"label": {_label(row.label)}, "score": {_number(row.score)}, "cosine": {_number(row.cosine)}, '
             f'"margin": {_number(row.margin)}, "abstained": {abstained}, "top": [{top}], "error": null'
         )
 
@@ -55,12 +56,15 @@ def _path(path: str) -> str:
 
 
 def _candidate(candidate: Candidate) -> str:
-    score, cosine = _number(candidate.score), _number(candidate.cosine)
-    return f'{{"label": {_string(candidate.label)}, "score": {score}, "cosine": {cosine}}}'
+    label, score, cosine = candidate
+    return f'{{"label": {_label(label)}, "score": {_number(score)}, "cosine": {_number(cosine)}}}'
 
 
 def _string(text: str) -> str:
     return json.dumps(encode(text).decode("utf-8", "replace"), ensure_ascii=False).translate(_RISKY)
+
+
+_label = lru_cache(10_000)(_string)  # few, in many rows
 
 
 def _number(number: float) -> str:

@@ -8,17 +8,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipcli.errors import LabelError, UsageError
 from clipcli.records import Candidate, Embedded, Failure, Prediction, Row
-from clipcli.tasks.embed import EmbedOptions, Input, embed
+from clipcli.tasks.embed import EmbedOptions, Input, embed_in_bursts
 from clipcli.weights.model import Model
 from clipcli.zeroshot.classifier import Classifier
+
+_FEW = 16  # labels a row up to which the best are looked for one by one
+_SHARPEST = 1e30  # scale beyond which the softmax can't change, but float32 could overflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,7 @@ def classify(
     ranking = Ranking(classifier, background, options)
     for part in filter(None, (classifier, background)):
         part.check_model(model)
-    return (row if isinstance(row, Failure) else ranking.decide(row) for row in embed(inputs, model, options))
+    return chain.from_iterable(map(ranking.rows, embed_in_bursts(inputs, model, options)))
 
 
 def check_names(names: tuple[str, ...], background: tuple[str, ...], unknown_label: str) -> None:
@@ -95,21 +99,35 @@ class Ranking:
         if not math.isfinite(self.scale):
             raise UsageError(f"the temperature {options.temperature} is too small", hint="take one near 1")
 
-    def decide(self, picture: Embedded) -> Prediction:
-        """The row of one picture."""
-        cosines = self.weight @ picture.vector
-        logits = self.scale * cosines.astype(np.float64)
-        scores = np.exp(logits - logits.max())
-        scores /= scores.sum()
-        best = _top(scores, max(self.options.top_k, 2))
-        top = tuple(Candidate(self.names[i], float(scores[i]), float(cosines[i])) for i in best)
-        margin = top[0].score - top[1].score
-        abstained = int(best[0]) >= self.foreground or self._too_weak(top[0], margin)
+    def rows(self, burst: Sequence[Embedded | Failure]) -> Iterator[Row]:
+        """The rows of some pictures, in their order."""
+        decided = iter(self.decide([item for item in burst if isinstance(item, Embedded)]))
+        return (item if isinstance(item, Failure) else next(decided) for item in burst)
+
+    def decide(self, pictures: Sequence[Embedded]) -> list[Prediction]:
+        """The answers for some pictures: one matrix product for all of them."""
+        if not pictures:
+            return []
+        cosines = np.stack([picture.vector for picture in pictures]) @ self.weight.T  # [pictures, labels]
+        best = _top(cosines, max(self.options.top_k, 2))  # [pictures, k]
+        highest = np.take_along_axis(cosines, best, 1)
+        scale = min(self.scale, _SHARPEST)
+        cosines -= highest[:, :1]
+        cosines *= scale
+        total = np.exp(cosines, out=cosines).sum(axis=1, keepdims=True)
+        scores = np.exp((highest - highest[:, :1]) * scale) / total
+        answers = zip(pictures, best.tolist(), scores.tolist(), highest.tolist(), strict=True)
+        return [self._answer(*answer) for answer in answers]
+
+    def _answer(self, picture: Embedded, best: list[int], scores: list[float], cosines: list[float]) -> Prediction:
+        top = tuple(map(Candidate, map(self.names.__getitem__, best), scores, cosines))
+        margin = scores[0] - scores[1]
+        abstained = best[0] >= self.foreground or self._too_weak(top[0], margin)
         return Prediction(
             path=picture.path,
             label=self.options.unknown_label if abstained else top[0].label,
-            score=top[0].score,
-            cosine=top[0].cosine,
+            score=scores[0],
+            cosine=cosines[0],
             margin=margin,
             abstained=abstained,
             top=top[: self.options.top_k],
@@ -124,8 +142,13 @@ class Ranking:
         )
 
 
-def _top(scores: NDArray[np.float64], k: int) -> NDArray[np.intp]:
-    """Indices of the `k` largest, best first; of equals the earlier label first."""
-    few = k < len(scores)
-    candidates = np.sort(np.argpartition(-scores, k - 1)[:k]) if few else np.arange(len(scores))
-    return candidates[np.argsort(-scores[candidates], kind="stable")]
+def _top(cosines: NDArray[np.float32], k: int) -> NDArray[np.intp]:
+    """[n, k]: each row's indices of the `k` largest, best first; of equals the earlier label first."""
+    k = min(k, cosines.shape[1])
+    if k > _FEW:
+        return np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+    rows, left, best = np.arange(len(cosines)), cosines.copy(), []
+    for _ in range(k):  # a few passes are several times faster than a partition
+        best.append(left.argmax(axis=1))
+        left[rows, best[-1]] = -np.inf
+    return np.stack(best, axis=1)

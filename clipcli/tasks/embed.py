@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import groupby
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from clipcli.images.transform import Crop, Pixels
 
 POLICY = 2  # raise it when the same bytes become other pixels: embeddings of before are then never found again
+
+_BURST = 1024  # embeddings that are passed on together
 
 Input = str | os.PathLike[str] | Item
 
@@ -59,14 +61,36 @@ def embed(
 
     Rows of an embeddings file come out as they are. Raises EmbeddingsError where another model made the file.
     """
-    options = options or EmbedOptions()
+    return chain.from_iterable(embed_in_bursts(inputs, model, options or EmbedOptions()))
+
+
+def embed_in_bursts(
+    inputs: Input | Iterable[Input], model: Model, options: EmbedOptions
+) -> Iterator[list[Embedded | Failure]]:
+    """The same, those together that are ready together."""
     if isinstance(inputs, Embeddings):
         inputs.check_model(model)
+    is_ready = False
+
+    def needs_nothing(item: Item) -> bool:
+        nonlocal is_ready
+        is_ready = is_ready if isinstance(item, Failure) else isinstance(item, Embedded)
+        return is_ready
+
+    for ready, items in groupby(sources(inputs), needs_nothing):
+        if ready:
+            while burst := list(islice(items, _BURST)):
+                yield cast("list[Embedded | Failure]", burst)
+        else:
+            yield from _embed_sources(items, model, options)
+
+
+def _embed_sources(items: Iterable[Item], model: Model, options: EmbedOptions) -> Iterator[list[Embedded | Failure]]:
     batch_size, workers = options.speed(model)
     memory = _Remembered(model, options) if model.store.path is not None else None
     size = model.config.vision.image_size
     stream = batches(
-        sources(inputs),
+        items,
         make_prepare(model.config.preprocess, size, options.pixels, options.crop, memory),
         batch_size=batch_size,
         workers=workers,
@@ -75,7 +99,7 @@ def embed(
     for batch in stream:
         if options.save_crop is not None:
             _save_crops(options.save_crop, batch)
-        yield from _embed_batch(batch, model)
+        yield list(_embed_batch(batch, model))
 
 
 def sources(inputs: Input | Iterable[Input]) -> Iterator[Item]:

@@ -87,7 +87,7 @@ class Feed:
         self._blocks: list[NDArray[np.uint8]] | None = []
         self._aspects: list[float] = []
         self._slots: list[int] = []  # where a pair's canvas is kept; -1: it can't be read
-        
+
     @property
     def steps(self) -> int:
         """Steps in an epoch; what doesn't fill a batch waits for another epoch."""

@@ -42,7 +42,7 @@ def warm_text(clip: CLIP, tokenizer: Tokenizer, words: Words, feed: Feed, config
         targets = torch.from_numpy(truth([words.true_of(pair) for pair in pairs], said)).to(device)
         loss = contrastive_loss(one, other, scale, targets)
         adam.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(clip.parameters(), config.clip_gradient or torch.inf)
         adam.step()
         losses.append(float(loss.detach()))
