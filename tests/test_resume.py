@@ -79,6 +79,7 @@ def write(path: Path, rows: Sequence[Row], output: dict[str, Any], stop: int | N
             if written == stop:
                 raise Stop
             out.write(answers[id(source)])
+            out.flush()
             written += 1
         if written == stop:
             raise Stop
@@ -393,6 +394,35 @@ def test_a_side_car_that_says_nothing(begun: Path, content: str | None) -> None:
     assert "no record of a run" in refused(begun)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"done": float("inf")},
+        {"done": 10**30},
+        {"done": 0},
+        {"offset": 0},
+        {"failed": [[2, 9, 1], [1, 5, 1]]},
+        {"failed": [[1, 5, 2], [1, 7, 1]]},
+        {"failed": [[1, 5, 3], [2, 7, 1]]},
+        {"failed": [[77, 0, 1]]},
+        {"failed": [[1, 10**6, 1]]},
+        {"failed": [[1, 5, -1]]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_side_car_whose_numbers_cannot_be(begun: Path, change: dict[str, Any], retry: bool) -> None:
+    """Rows would be doubled or lost by them."""
+    beside(begun).write_text(json.dumps({**saved(begun), "failed": [[1, 5, 1]], **change}))
+    assert "no record of a run" in refused(begun, retry=retry)
+
+
+def test_a_side_car_that_counts_more_bytes_than_there_are(begun: Path) -> None:
+    for more in (1, 10**30):
+        beside(begun).write_text(json.dumps({**saved(begun), "offset": begun.stat().st_size + more}))
+        assert "has changed since its run wrote it" in refused(begun)
+
+
 def test_a_newer_side_car(begun: Path) -> None:
     beside(begun).write_text(json.dumps({**saved(begun), "version": 2}))
     before = contents(begun.parent)
@@ -509,6 +539,7 @@ def test_ctrl_c_and_resume(cli: Run, album: Path, options: tuple[object, ...]) -
         shutil.copy(f"whole-{name}", album / name)
     retried = cli(*command, "-o", "rows", "--retry-failed")
     assert retried.code == ExitCode.OK and "2 pictures, 0 failed" in retried.err
+    assert "rows: trying 2 failed pictures again" in retried.err and "going on after" not in retried.err
     cli(*command, "-o", "straight", "--force")
     assert Path("rows").read_bytes() == Path("straight").read_bytes()
 
@@ -520,6 +551,7 @@ def test_nothing_to_do(cli: Run, album: Path) -> None:
     before = contents(Path())
     again = cli(*command)
     assert again.code == ExitCode.SOME_PICTURES_FAILED and "rows.jsonl: complete, nothing to do" in again.err
+    assert "0 pictures" not in again.err
     assert contents(Path())["rows.jsonl"] == before["rows.jsonl"]
     for name in ("2.png", "5.png"):
         shutil.copy(f"whole-{name}", album / name)
@@ -550,6 +582,7 @@ def test_strict_stops_and_goes_on_behind(cli: Run, album: Path) -> None:
         (("--temperature", 2), "--temperature: 1.0, now 2.0"),
         (("--pixels", "reference"), "--pixels: auto, now reference"),
         (("--crop", "pad"), "--crop: model, now pad"),
+        (("--decode", "exact"), "--decode: auto, now exact"),
         (("--background", "rest.txt"), "--background: none, now 1 labels × 7 templates ("),
         (("--precision", "bf16"), "precision: torch-fp32, now torch-bf16"),
         (("--select", "cat"), "--select: none, now cat"),

@@ -92,6 +92,7 @@ def classify(
     follow: opt.Follow = False,
     pixels: opt.PixelPolicy = "auto",
     crop: opt.CropPolicy = "model",
+    decode: opt.DecodePolicy = "auto",
     model: opt.Model = None,
     offline: opt.Offline = False,
     labels: opt.LabelFiles = None,
@@ -132,8 +133,9 @@ def classify(
 ) -> None:
     """Say for every picture which of your labels fits it best.
 
-    Rows go to stdout (or --output), one a picture, in input order; everything else goes to stderr. Exit code 3:
-    some pictures failed, each in a row of its own.
+    Rows go to stdout (or --output), one a picture, in input order;
+    everything else goes to stderr. Exit code 3: some pictures failed, each
+    in a row of its own.
     """
     began = time.monotonic()
     pictures = Pictures(inputs or [], files_from, null, include or [], exclude or [], follow)
@@ -164,8 +166,7 @@ def classify(
 
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk, orderly_stop():
         with talk.working("starting"):
-            from clipcli.tasks.classify import ClassifyOptions
-            from clipcli.tasks.classify import classify as task
+            from clipcli.tasks.classify import ClassifyOptions, classify_in_bursts
             from clipcli.tasks.identity import row_settings
 
         options = ClassifyOptions(
@@ -177,6 +178,7 @@ def classify(
             unknown_label=unknown_label,
             pixels=pixels,
             crop=crop,
+            decode=decode,
             batch_size=batch_size,
             workers=workers,
             flush_after=0.2 if pictures.live else None,
@@ -184,17 +186,19 @@ def classify(
         )
         opened, found, rest = _prepare(choice, words, background, unknown_label, wanted, talk)
         destination.check(opened.files)
-        for line in pictures.check_embeddings(opened, {"pixels": pixels, "crop": crop}, context):
+        prepared = {"pixels": pixels, "crop": crop} | ({"decode": decode} if decode == "exact" else {})
+        for line in pictures.check_embeddings(opened, prepared, context):
             talk.detail(line)
         talk.detail("batch size {}, {} decoding threads".format(*options.speed(opened)))
+        talk.detail(f"decoder: {options.decoder}")
         settings = row_settings(opened, found, rest, options, truncate=truncate, is_file=classifier is not None)
         with destination.open(found.names + (rest.names if rest else ()), settings) as out:
-            rows = task(out.left(pictures.walk()), found, opened, options, background=rest)
+            bursts = classify_in_bursts(out.left(pictures.walk()), found, opened, options, background=rest)
             with talk.working("classifying"):
-                first = list(islice(rows, 1))  # the towers work, the inputs are the same: only now is a file touched
+                first = list(islice(bursts, 1))  # the towers work, the inputs are the same: only now is a file touched
             if first and out.done:
-                talk.notice(f"{output}: going on after {counted(out.done, 'picture')}")
-            counts = _deliver(chain(first, rows), out, talk, strict, destination)
+                talk.notice(f"{output}: {_going_on(out, retry_failed)}")
+            counts = _deliver(chain(first, bursts), out, talk, strict, destination)
             out.close(complete=not (strict and counts.failed))
         _sum_up(counts, pictures, destination, out, talk, time.monotonic() - began)
     raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if counts.failed or out.failed else ExitCode.OK)
@@ -234,22 +238,34 @@ def _check_selection(wanted: frozenset[str], possible: tuple[str, ...]) -> None:
         raise UsageError(f'--select "{name}": no such label', hint=hint)
 
 
-def _deliver(rows: Iterable[Row], out: Writer, talk: Talk, strict: bool, destination: Destination) -> Counts:
+def _going_on(out: Writer, retry: bool) -> str:
+    if retry and out.failed:
+        return f"trying {counted(out.failed, 'failed picture')} again"
+    return f"going on after {counted(out.done, 'picture')}"
+
+
+def _deliver(
+    bursts: Iterable[Iterable[Row]], out: Writer, talk: Talk, strict: bool, destination: Destination
+) -> Counts:
     """Hand rows out as they come."""
     counts = Counts()
+    told = bool(destination.wanted) or destination.chosen == "paths"  # failures that have no row
     live = nullcontext(Ticker()) if destination.is_terminal else talk.working("classifying")
     try:
         with live as tick:
-            for row in rows:
-                out.write(row)
-                counts.add(row)
+            for burst in bursts:
+                for row in burst:
+                    out.write(row)
+                    counts.add(row)
+                    if isinstance(row, Failure):
+                        if told:
+                            talk.failure(f"{row.path}: {row.kind}: {row.message}")
+                        if strict:
+                            return counts
+                out.flush()
                 tick(counts.total)
-                if isinstance(row, Failure):
-                    if destination.wanted or destination.chosen == "paths":
-                        talk.failure(f"{row.path}: {row.kind}: {row.message}")
-                    if strict:
-                        break
     except KeyboardInterrupt:
+        out.flush()
         talk.notice(f"interrupted {out.kept(counts.total)}")
         raise
     return counts
@@ -269,7 +285,8 @@ def _sum_up(
             talk.notice(line, name=False)
     if pictures.passed_over:
         talk.detail(others)
-    talk.notice(f"{counted(counts.total, 'picture')}, {counts.failed:,} failed, {seconds:.1f} s")
+    if counts.total or not out.done:
+        talk.notice(f"{counted(counts.total, 'picture')}, {counts.failed:,} failed, {seconds:.1f} s")
     if out.failed:
         what = f"{counted(out.failed, 'picture')} in it failed"
         talk.notice(f"{destination.path}: {what}; the same command with --retry-failed tries again")

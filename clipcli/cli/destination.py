@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,6 +128,8 @@ class Destination:
 class Writer:
     """A sink for the rows that are wanted. Its failures are told as what they are: rows that can't be written."""
 
+    _again = "run it again"
+
     def __init__(self, sink: LineSink, place: str, wanted: frozenset[str]) -> None:
         self._sink = sink
         self._place = place
@@ -145,18 +147,26 @@ class Writer:
 
     def write(self, row: Row) -> None:
         """Write one row, if it is wanted. Raises OutputError, or BrokenPipeError where nobody reads any more."""
-        with _telling(self._place):
+        with self._telling():
             if self._wants(row):
                 self._sink.write(row)
 
+    def flush(self) -> None:
+        """Let the rows be seen. Raises as `write` does."""
+        with self._telling():
+            self._sink.flush()
+
     def close(self, *, complete: bool) -> None:
         """Finish the output; `complete`: all inputs have their rows. Raises as `write` does."""
-        with _telling(self._place):
+        with self._telling():
             self._sink.close()
 
     def kept(self, total: int) -> str:
         """What is there after an interruption, for `total` rows."""
         return f"after {counted(total, 'picture')}, whose rows are written"
+
+    def _telling(self) -> AbstractContextManager[None]:
+        return _telling(self._place, self._again)
 
     def _wants(self, row: Row) -> bool:
         return not self._wanted or row.label in self._wanted
@@ -164,6 +174,8 @@ class Writer:
 
 class FileWriter(Writer):
     """A sink that writes to a file which keeps count of the inputs, whether their rows are wanted or not."""
+
+    _again = "go on with --resume"
 
     def __init__(self, sink: LineSink, place: str, wanted: frozenset[str], file: RowFile) -> None:
         super().__init__(sink, place, wanted)
@@ -181,7 +193,7 @@ class FileWriter(Writer):
 
     def write(self, row: Row) -> None:
         """Write one row, if it is wanted, and count its input. Raises OutputError."""
-        with _telling(self._place, again="go on with --resume"):
+        with self._telling():
             self._file.ready()
             if wanted := self._wants(row):
                 self._sink.begin()
@@ -192,7 +204,7 @@ class FileWriter(Writer):
 
     def close(self, *, complete: bool) -> None:
         """Finish the output; `complete`: all inputs have their rows. Raises as `write` does."""
-        with _telling(self._place, again="go on with --resume"):
+        with self._telling():
             self._file.ready()
             self._sink.close()
             if complete:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from base64 import b64encode
 from functools import lru_cache
 
 from clipcli.output.sink import LineSink, encode
 from clipcli.records import Candidate, Failure, Prediction, Row
 
+_is_plain = re.compile(r"[ !#-\[\]-~]*").fullmatch  # stands in JSON as it is
 # Legal in JSON, but some readers take them for line ends and some terminals for commands.
 _RISKY = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
 
@@ -52,15 +54,21 @@ def path_members(path: str) -> dict[str, str]:
 
 
 def _path(path: str) -> str:
+    if _is_plain(path):
+        return f'"path": "{path}"'
     return ", ".join(f'"{key}": {_string(text)}' for key, text in path_members(path).items())
 
 
 def _candidate(candidate: Candidate) -> str:
     label, score, cosine = candidate
+    if math.isfinite(score + cosine):
+        return f'{{"label": {_label(label)}, "score": {score:z.6f}, "cosine": {cosine:z.6f}}}'
     return f'{{"label": {_label(label)}, "score": {_number(score)}, "cosine": {_number(cosine)}}}'
 
 
 def _string(text: str) -> str:
+    if _is_plain(text):
+        return f'"{text}"'
     return json.dumps(encode(text).decode("utf-8", "replace"), ensure_ascii=False).translate(_RISKY)
 
 

@@ -1,8 +1,8 @@
 """What every output format has in common, and the choice between them.
 
-In: rows and a binary stream (file names are bytes). Out: whole lines of bytes, one `write` and one flush a
-row, so that a row is seen as soon as it is made and a killed run leaves no half line. Opening and closing
-files, closed pipes, colour on or off and exit codes are the caller's.
+In: rows and a binary stream (file names are bytes). Out: whole lines of bytes, one `write` a row; the caller says with
+`flush` when no further row is ready, so that each is seen as soon as it is made. Opening and closing files, closed
+pipes, colour on or off and exit codes are the caller's.
 """
 
 from __future__ import annotations
@@ -65,12 +65,11 @@ class LineSink:
             self.stream.write(self.header())
 
     def write(self, row: Row) -> None:
-        """Write one row, whole, and flush."""
+        """Write one row, whole."""
         line = self.line(row) if self.begun else self.header() + self.line(row)
         self.begun = True
         if line:
             self.stream.write(line)
-            self.flush()
 
     def flush(self) -> None:
         """Hand on what the stream still holds."""

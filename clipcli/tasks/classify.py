@@ -56,11 +56,23 @@ def classify(
     `background` holds further labels of the same model for the softmax; where one of them wins, the row abstains.
     Raises ClassifierError (another model's classifier), LabelError, UsageError before the first row.
     """
+    return chain.from_iterable(classify_in_bursts(inputs, classifier, model, options, background=background))
+
+
+def classify_in_bursts(
+    inputs: Input | Iterable[Input],
+    classifier: Classifier,
+    model: Model,
+    options: ClassifyOptions | None = None,
+    *,
+    background: Classifier | None = None,
+) -> Iterator[Iterator[Row]]:
+    """The same, those rows together that are ready together."""
     options = options or ClassifyOptions()
     ranking = Ranking(classifier, background, options)
     for part in filter(None, (classifier, background)):
         part.check_model(model)
-    return chain.from_iterable(map(ranking.rows, embed_in_bursts(inputs, model, options)))
+    return map(ranking.rows, embed_in_bursts(inputs, model, options))
 
 
 def check_names(names: tuple[str, ...], background: tuple[str, ...], unknown_label: str) -> None:
