@@ -19,6 +19,7 @@ A picture that can't be read is no error but a `records.Failure`. Nothing here p
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 
 
@@ -89,3 +90,12 @@ class StoreError(ClipcliError):
 
 class OutputError(ClipcliError):
     """Rows can't be written where they should go."""
+
+
+def cannot_write(
+    place: object, error: OSError, again: str = "run it again", elsewhere: str = "choose another place with --output"
+) -> OutputError:
+    """The error that says why `place` can't be written; the hint is `again` after a full disk, else `elsewhere`."""
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    reason = (error.strerror or str(error)).lower()
+    return OutputError(f"{place}: can't be written: {reason}", hint=f"make room, and {again}" if is_full else elsewhere)

@@ -29,7 +29,7 @@ END_OF_WORD = "</w>"
 STANDARD_SIZE = 49_408
 STARTS = ("<|startoftext|>", "<start_of_text>")  # as OpenAI and as open_clip spell it
 ENDS = ("<|endoftext|>", "<end_of_text>")
-MOST_WORDS = 100_000  # remembered; then the memory is emptied
+MOST_WORDS = 100_000  # remembered, words and what stands between spaces; then the memory is emptied
 MOST_BYTES = 64 << 20  # of an unpacked vocabulary: the original's has 3 MB
 HINT = "take merges.txt of the model's repository, or of openai/clip-vit-base-patch32"
 
@@ -70,10 +70,10 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` without start and end token."""
-        words = self._words
+        known = self._words
         ids: list[int] = []
-        for word in words_of(text):
-            ids += words.get(word) or self._encode_word(word)
+        for part in _parts(text):
+            ids += known.get(part) or self._learn(part)
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -105,11 +105,16 @@ class Tokenizer:
     def _unspell(self, spelled: str, errors: str) -> str:
         return bytes(_bytes()[letter] for letter in spelled).decode(errors=errors)
 
-    def _encode_word(self, word: str) -> list[int]:
-        parts = _join(spell(word), self._ranks)
+    def _learn(self, part: str) -> list[int]:
+        """Ids of what stands between two spaces; its words are remembered, too: `tench` of `tench.` and `tench,`."""
+        words = _pattern().findall(part)
+        if words == [part]:
+            ids = [self._ids[token] for token in _join(spell(part), self._ranks)]
+        else:
+            ids = [i for word in words for i in self._words.get(word) or self._learn(word)]
         if len(self._words) >= MOST_WORDS:
             self._words.clear()
-        ids = self._words[word] = [self._ids[part] for part in parts]
+        self._words[part] = ids
         return ids
 
 
@@ -146,9 +151,14 @@ def spell(word: str) -> list[str]:
 
 def clean(text: str) -> str:
     """The text as the pattern sees it: repaired, entities resolved, white space collapsed, lower case."""
+    return " ".join(_parts(text))
+
+
+def _parts(text: str) -> list[str]:
+    """The clean text, parted at its spaces: no word reaches beyond them."""
     if text.isascii() and text.isprintable() and "&" not in text:  # nothing to repair, nothing to resolve
-        return " ".join(text.split()).lower()
-    return _clean_fully(text)
+        return text.lower().split()
+    return _clean_fully(text).split(" ")
 
 
 def _clean_fully(text: str) -> str:

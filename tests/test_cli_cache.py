@@ -167,8 +167,8 @@ def test_a_dry_run_lists_what_would_go(cli: Run, filled: Path) -> None:
 def test_nothing_is_deleted_without_being_asked(cli: Run, filled: Path) -> None:
     result = cli("cache", "clear", stdin=b"y\n")  # no terminal
     assert (result.code, result.out) == (2, b"")
-    assert result.err.splitlines()[0].startswith("clipcli: not deleted without being asked: 402 entries, ")
-    assert result.err.splitlines()[1] == "hint: add --yes, or see --dry-run"
+    assert result.err.splitlines()[0].startswith("clipcli: can't ask whether to delete 402 entries, ")
+    assert result.err.splitlines()[1] == "hint: add --yes, or --dry-run to see what it is"
     assert counts(filled) == ALL
 
 

@@ -389,6 +389,7 @@ def test_output_dash_is_stdout(cli: Run, photos: Path) -> None:
 OPTIONS: list[tuple[list[object], str, object]] = [
     (["--crop", "pad"], "crop", "pad"),
     (["--pixels", "reference"], "pixels", "reference"),
+    (["--decode", "exact"], "decode", "exact"),
     (["--batch-size", 3], "batch_size", 3),
     (["--workers", 2], "workers", 2),
     (["--top-k", 7], "top_k", 7),

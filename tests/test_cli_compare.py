@@ -204,7 +204,7 @@ def test_what_it_reads_is_never_overwritten(cli: Run) -> None:
 def test_a_full_disk(cli: Run) -> None:
     done = cli("compare", "a.jsonl", "b.csv", "-o", "/dev/full")
     assert (done.code, done.out) == (1, b"")
-    assert "clipcli: /dev/full: can't be written: No space left on device" in done.err
+    assert "clipcli: /dev/full: can't be written: no space left on device" in done.err
 
 
 # ---- wrong use

@@ -219,7 +219,8 @@ def test_other_pixels_and_crops_are_refused_where_they_matter(
     file = tmp_path / "a.safetensors"
     assert cli("embed", photos, "-m", model, "-o", file, "--crop", "pad", "--pixels", "reference").code == 3
     alone = cli("classify", file, *LABELS, "-m", model, "-v")
-    assert alone.code == 3 and "5 embeddings, 1 failed, --pixels reference --crop pad, torch-fp32" in alone.err
+    how = "--pixels reference --crop pad --decode exact, torch-fp32"
+    assert alone.code == 3 and f"5 embeddings, 1 failed, {how}" in alone.err
     right = ("--crop", "pad", "--pixels", "reference")
     assert cli("classify", file, photos / "coffee.png", *LABELS, "-m", model, *right).code == 3
     for wrong in (["--crop", "model"], ["--crop", "squash"], ["--pixels", "auto"], [photos / "coffee.png"]):

@@ -185,7 +185,7 @@ def test_a_full_disk(cli: Run, photos: Path, model: Path) -> None:
         pytest.skip("no /dev/full")
     result = cli("classify", photos / "rocket.jpg", *LABELS, "-m", model, "-o", "/dev/full", "--force")
     assert result.code == 1
-    assert result.err.splitlines()[0] == "clipcli: /dev/full: can't be written: No space left on device"
+    assert result.err.splitlines()[0] == "clipcli: /dev/full: can't be written: no space left on device"
 
 
 def test_debug_keeps_the_traceback(cli: Run, photos: Path) -> None:

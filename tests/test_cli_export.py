@@ -66,7 +66,7 @@ def test_wrong_use_is_told_before_anything_is_looked_for(cli: Run, model: Path, 
     assert (result.code, "is no folder" in result.err) == (2, True)
     result = cli("models", "export", model, "-o", tmp_path / "out")
     assert result.code == 2
-    assert result.err.startswith("clipcli: missing option '--layout'. Choose from: open_clip, transformers\n")
+    assert result.err.startswith("clipcli: missing option '--layout': choose from open_clip, transformers\n")
     result = cli("models", "export", model, "--layout", "onnx", "-o", tmp_path / "out")
     assert (result.code, "'onnx'" in result.err) == (2, True)
     result = cli("models", "export", tmp_path / "nowhere", "--layout", "open_clip", "-o", tmp_path / "out")

@@ -23,6 +23,8 @@ import torch
 from conftest import Result, Run
 from test_house import HEAVY, modules_after
 
+from clipcli.cli.console import Talk
+from clipcli.cli.train import _signals
 from clipcli.train import checkpoint
 from clipcli.train.loop import Trainer
 from clipcli.weights.model import load_model
@@ -272,6 +274,11 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "small vocabulary": (["data", "--vocabulary-size", "99"], 2, "a vocabulary of 99 has no place for"),
     "no parent": (["data", "-o", "no/model"], 1, "no/model: the folder no does not exist"),
     "a file": (["data", "-o", "bad.toml"], 2, "bad.toml: is a file"),
+    "long output": (["data", "-o", "x" * 300], 1, "x: can't be written: "),
+    "long set": (["data", "--eval", "x=" + "y" * 300], 2, "y: no such file or folder"),
+    "output is data": (["data", "-o", "data", "--force"], 2, "data: is read by this very run"),
+    "log is data": (["mine/log.csv", "-o", "mine", "--force"], 2, "mine/log.csv: is read by this very run"),
+    "someone's readme": (["data", "-o", "readme", "--force"], 2, "readme: holds no model, but a README.md"),
 }
 
 
@@ -287,6 +294,9 @@ def test_bad_input(cli: Run, data: Path, tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "bad.toml").write_text("epochs = = 3")
     (tmp_path / "key.toml").write_text("epoch = 3")
     table(tmp_path / "captions.csv", data)
+    for name in ("mine/log.csv", "readme/README.md"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes((tmp_path / "captions.csv").read_bytes())
     before = sorted(tmp_path.rglob("*"))
     output = [] if "-o" in words else ["-o", "model"]
     result = cli("train", *SETS, *words, *output)
@@ -312,6 +322,29 @@ def test_pictures_that_are_missing(train: Callable[..., Result], data: Path, tmp
     result = train("--epochs", 1, "--force", "-v", on=captions)
     assert all(f"  {tmp_path}/lost-{i}.png: " in result.err for i in range(7)) and "lists all" not in result.err
     assert f"  {tmp_path}/torn.png: the file ends before the picture does\n" in result.err
+
+
+def test_a_picture_of_a_set_that_is_missing(train: Callable[..., Result], data: Path, tmp_path: Path) -> None:
+    rows = [f"{file},{file.parent.name}" for file in sorted(data.rglob("*.png"))]
+    (tmp_path / "set.csv").write_text("\n".join(["path,label", *rows, "lost.png,red", ""]))
+    result = train("--strict", "--eval", tmp_path / "set.csv")
+    assert result.code == 3 and "lost.png: no such file" in result.err and not (tmp_path / "model").exists()
+
+
+def test_pictures_that_are_found_to_be_broken_later(train: Callable[..., Result], data: Path, tmp_path: Path) -> None:
+    """Those that aren't kept in memory are decoded as they are needed."""
+    (tmp_path / "torn.png").write_bytes(squares.picture("red", 1)[:200])
+    captions = table(tmp_path / "captions.csv", data, "torn.png,a torn picture")
+    result = train("--epochs", 3, "--set", "keep_gb=0", "--set", "hold_out=0", on=captions)
+    assert result.code == 3 and "torn.png: the file ends" in result.err and "trained in" in result.err
+
+
+def test_names_that_are_no_utf_8(train: Callable[..., Result], data: Path, tmp_path: Path) -> None:
+    templates = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    templates.write_text("a <>.\n")
+    result = train("--epochs", 1, "-t", templates, "--eval", f"{os.fsdecode(bytes([0xE9]))}={data}")
+    assert result.code == 0 and r"\xe9" in result.err
+    assert (tmp_path / "model" / "log.csv").read_text().splitlines()[0].endswith(r",\xe9")
 
 
 def test_a_loss_that_is_not_finite(
@@ -356,18 +389,34 @@ def started(data: Path, output: Path, *words: object, patch: str = "pass") -> It
         yield process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interruption_saves(data: Path, tmp_path: Path, number: int) -> None:
     output = tmp_path / "model"
     with started(data, output, "--set", "eval_every=1e9") as process:
         process.send_signal(number)
         errors = process.communicate(timeout=150)[1]
-    assert process.returncode == 130 and "Traceback" not in errors
+    assert process.returncode == 128 + number and "Traceback" not in errors
     said = errors.splitlines()
     assert "clipcli: saving after this step (once more: stop at once)" in said
     assert said[-1] == f"clipcli: stopped; the same command with --resume goes on in {output}"
     state = checkpoint.read(output)[0]
     assert 1 <= state.step < 10_000 and not (output / "README.md").exists()
+
+
+def test_what_is_ignored_stays_ignored_and_nobody_has_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(number: int, data: bytes) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(os, "write", gone)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    try:
+        with _signals(Talk()) as came:
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            signal.raise_signal(signal.SIGTERM)
+            assert [number for number, _ in came] == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_an_interruption_in_silence(data: Path, tmp_path: Path) -> None:

@@ -328,7 +328,7 @@ def test_a_full_disk() -> None:
                 check=False,
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
             )
-        assert run.stderr.splitlines()[0] == "clipcli: stdout: can't be written: No space left on device"
+        assert run.stderr.splitlines()[0] == "clipcli: stdout: can't be written: no space left on device"
         assert "Traceback" not in run.stderr and run.returncode == 1
 
 
@@ -356,5 +356,6 @@ def _modules(*commands: list[object]) -> set[str]:
 
 def test_help_ends_with_examples(cli: Run) -> None:
     for command in (["labels", "lint"], ["labels", "show"], ["templates", "list"], ["templates", "show"]):
+        assert cli(command[0], "--help").out.decode().partition("Examples")[2].count(f"clipcli {command[0]} ") >= 3
         examples = cli(*command, "--help").out.decode().partition("Examples")[2]
         assert examples.count(f"clipcli {' '.join(command)}") >= 3

@@ -109,6 +109,12 @@ def test_one_label_alone_leaves_chance_nothing() -> None:
     assert found.agreement == 1 and math.isnan(found.kappa)
 
 
+def test_scores_that_no_model_gives() -> None:
+    """They come from files, which another hand may have written."""
+    found = compare([row("x", "cat", 1e308), row("y", "cat", 1e308)], [row("x", "cat", -1e308), row("y", "cat")])
+    assert found.a.mean_score == math.inf and paths(found.score_changes) == ["x", "y"]
+
+
 PATHS, LABELS, SCORES = (st.sampled_from(values) for values in ("abcdef", ("cat", "dog", "ox"), (0.25, 0.5)))
 ROWS = st.lists(st.builds(row, PATHS, LABELS, SCORES) | st.builds(failure, PATHS), max_size=12)
 

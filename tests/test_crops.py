@@ -95,7 +95,7 @@ def test_the_crops_are_what_the_model_saw(
 ) -> None:
     monkeypatch.chdir(photos)
     seen = tmp_path / "seen"
-    command = ("classify", ".", "-L", "cat", "-L", "dog", "-m", model, "-f", "jsonl")
+    command = ("classify", ".", "-L", "cat", "-L", "dog", "-m", model, "-f", "jsonl", "--decode", "exact")
     plain = cli(*command)
     for options in ((), ("--crop", "squash"), ("--crop", "pad"), ("--pixels", "reference")):
         result = cli(*command, *options, "--save-crop", seen, "--force")  # also where embeddings are known

@@ -68,7 +68,7 @@ def make_sandbox(folder: Path) -> Path:
     for name, text in {
         "all.jsonl": ALL,
         "words.csv": "label,aliases,group\ncat,cat|kitten,animal\nrocket,rocket,\n",
-        "labels.txt": "cat\nrocket\nastronaut\n",
+        "labels.txt": "cat\nrocket\nperson\n",
         "more.txt": "dog\n",
         "rest.txt": "moon\nsoup\n",
         "bad.txt": "cat\ntabby_cat\ncat\n",
@@ -82,6 +82,7 @@ def make_sandbox(folder: Path) -> Path:
         (folder / "by-class" / ("cat", "rocket")[number % 2]).mkdir(parents=True, exist_ok=True)
         picture = folder / "by-class" / ("cat/{}.png", "rocket/{}.jpg")[number % 2].format(number)
         picture.write_bytes((data / ("chelsea.png", "rocket.jpg")[number % 2]).read_bytes())
+    shutil.copytree(folder / "by-class", folder / "val")
     (folder / "last-run").touch()
     os.utime(folder / "last-run", (0, 0))
     tiny.save(folder / "models" / "my-clip")

@@ -105,16 +105,17 @@ def test_another_model_policy_crop_or_content_is_another_embedding(
         ("-m", model, "--pixels", "reference"),
         ("-m", model, "--crop", "squash"),
         ("-m", model, "-p", "bf16"),
+        ("-m", model, "--decode", "exact"),
     ]
     for number, run in enumerate(runs, 1):
         assert cli("classify", picture, *LABELS, *run).code == 0
         assert len(seen) == number
     for run in runs:
         cli("classify", picture, *LABELS, *run)
-    assert len(seen) == 5
+    assert len(seen) == 6
     shutil.copy(photos / "chelsea.png", picture)
     cli("classify", picture, *LABELS, "-m", model)
-    assert len(seen) == 6
+    assert len(seen) == 7
 
 
 def test_no_cache_neither_reads_nor_fills(cli: Run, model: Path, photos: Path, seen: list[int]) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import resource
 import time
 import tracemalloc
 import zipfile
@@ -166,6 +167,19 @@ def test_a_full_disk_is_told(tmp_path: Path, kind: str, limit: int, monkeypatch:
     monkeypatch.setattr(spool, "TemporaryFile", lambda dir: Full())
     with pytest.raises(OutputError, match="no space left"):
         save_embeddings(map(Embedded, map(str, range(100)), unit(100)), tmp_path / f"a.{kind}", maker())
+    assert os.listdir(tmp_path) == []
+
+
+@every_format
+def test_a_full_disk_is_told_whatever_waits_in_buffers(tmp_path: Path, kind: str) -> None:
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, old[1]))
+    try:
+        for count in (300, 3000):  # what fails: the end, and a row
+            with pytest.raises(OutputError, match="file too large"):
+                save_embeddings(map(Embedded, map(str, range(count)), unit(count)), tmp_path / f"a.{kind}", maker())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert os.listdir(tmp_path) == []
 
 
@@ -361,11 +375,17 @@ def test_a_small_file_can_not_claim_to_be_large(tmp_path: Path) -> None:
         pa.array(np.arange(0, 5001 * 512, 512, dtype=np.int32)), pa.array(np.tile(np.eye(1, 512, dtype="f4"), 5000)[0])
     )
     nothing = [pa.nulls(5000, pa.binary()), pa.nulls(5000, pa.string())]
-    table = pa.table([pa.array(["a"] * 5000), nothing[0], vectors, nothing[1], nothing[1]], schema=schema)
-    pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
-    assert (tmp_path / "a.parquet").stat().st_size < 100_000
-    with pytest.raises(EmbeddingsError, match="more than the file has bytes for"):
-        load_embeddings(tmp_path / "a.parquet")
+    table = pa.table([pa.array(["a" * 10_000] * 5000), nothing[0], vectors, nothing[1], nothing[1]], schema=schema)
+    delta = {"column_encoding": {"path": "DELTA_BYTE_ARRAY"}}
+    for count, way, what in (
+        (5000, {"compression": "zstd", "use_dictionary": False}, "it is compressed"),
+        (5000, {"compression": "NONE", "use_dictionary": ["path"]}, "it is compressed"),
+        (100, {"compression": "NONE", "use_dictionary": False, **delta}, "it holds more than the file has bytes for"),
+    ):
+        pq.write_table(table[:count], tmp_path / "a.parquet", **way)
+        assert kind_of(tmp_path / "a.parquet") == "parquet"
+        with pytest.raises(EmbeddingsError, match=what):
+            load_embeddings(tmp_path / "a.parquet")
 
 
 @every_format

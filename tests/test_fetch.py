@@ -358,7 +358,7 @@ FAILURES: dict[str, tuple[str, Setup, str, str]] = {
         "ViT-B-32-256-datacomp",
         lambda h, m: m.setenv("HF_ENDPOINT", CLOSED),
         "ViT-B-32-256-datacomp: the Hub can't be reached (",
-        "check the connection and try again, or use a model on this disk: -m PATH",
+        "check the connection and try again, or use a model on this disk: -m PATH, or -m tiny",
     ),
     "no such host": (
         "me/clip",

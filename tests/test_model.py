@@ -129,17 +129,6 @@ def test_a_causal_tower_needs_no_padding(tmp_path: Path) -> None:
     assert sorted(seen) == list(range(len(ids)))
 
 
-def test_text_batches_hold_no_more_tokens_than_they_should(tmp_path: Path) -> None:
-    from clipcli.weights.model import TOKENS_PER_BATCH, _batches_by_length
-
-    ids = [[1] * (5 + i % 60) for i in range(1000)]
-    batches = list(_batches_by_length(ids))
-    assert sorted(i for batch in batches for i in batch) == list(range(1000))
-    assert all(len(batch) * max(len(ids[i]) for i in batch) <= TOKENS_PER_BATCH for batch in batches)
-    computed = sum(len(batch) * max(len(ids[i]) for i in batch) for batch in batches)
-    assert computed <= 1.05 * sum(map(len, ids))  # sorted by length: next to no padding
-
-
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_exchange_with_transformers(tmp_path: Path, activation: str) -> None:
     """The same random weights in transformers and here: equal directions for real photographs and text."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections import Counter
 from collections.abc import Mapping
@@ -325,6 +326,33 @@ def test_bad_lines_of_json(tmp_path: Path) -> None:
         ("1.jpg", "missing", "no words for it (x.jsonl:5)"),
         ("a\0", "missing", "no file can have this name: it holds a NUL byte (x.jsonl:6)"),
     ]
+
+
+def test_an_archive_is_no_picture(tmp_path: Path) -> None:
+    """Not even its first one; a member of it is."""
+    shard(tmp_path / "two.tar", {"1.jpg": PICTURE, "2.jpg": PICTURE})
+    shard(tmp_path / "none.tar", {"1.txt": "words"})
+    (tmp_path / "x.csv").write_text("path,caption\ntwo.tar,both\nnone.tar,none\ntwo.tar::2.jpg,the second\n")
+    pairs, failures = read(tmp_path / "x.csv")
+    assert [(pair.source.path, pair.phrases) for pair in pairs] == [(f"{tmp_path}/two.tar::2.jpg", ("the second",))]
+    assert told(failures, tmp_path) == [
+        ("two.tar", "not-a-picture", "an archive, not a picture (x.csv:2)"),
+        ("none.tar", "not-a-picture", "an archive, not a picture (x.csv:3)"),
+    ]
+
+
+def test_a_table_is_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.csv")
+    with pytest.raises(UsageError, match=r"x\.csv: is no file"):
+        read(tmp_path / "x.csv")
+
+
+def test_a_line_without_an_end_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipcli.train.pairs.LONGEST", 1000)
+    write(tmp_path, "1.jpg")
+    (tmp_path / "x.jsonl").write_text("x" * 2500 + '\n{"path": "1.jpg", "caption": "good"}\n')
+    pairs, failures = read(tmp_path / "x.jsonl")
+    assert (len(pairs), len(failures)) == (1, 3)
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,8 @@ GOOD = {
         ("jsonl", "{}", 'no "path"'),
         ("jsonl", '{"path": 3}', '"path" is of the wrong type'),
         ("jsonl", '{"path": "\\ud800"}', "surrogates not allowed"),
+        ("jsonl", (JSON % '"top": [], "error": null').replace('"a"', '"a\\u0000b"', 1), "a name holds a NUL"),
+        ("tsv", "a\0b\tcat\t0.5", "a name holds a NUL"),
         ("jsonl", '{"path_bytes": "XX"}', "padding"),
         ("jsonl", "[" * 100_000, "bad JSON"),
         ("jsonl", JSON % '"top": []', 'no "error"'),

@@ -208,6 +208,13 @@ def test_force_replaces_the_model_and_nothing_else(tmp_path: Path) -> None:
     assert folder.stat().st_ino == inode
 
 
+def test_force_replaces_no_readme_but_a_model_s(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# my thesis\n")
+    with pytest.raises(UsageError, match=r"holds no model, but a README\.md"):
+        save(tmp_path, force=True)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("README.md", "# my thesis\n")]
+
+
 def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
     save(tmp_path / "real")
     (tmp_path / "link").symlink_to("real")
@@ -323,6 +330,21 @@ def test_licence_and_record_are_carried_along(tmp_path: Path) -> None:
     export_model(load_checkpoint(folder), tmp_path / "out", "open_clip")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(["LICENSE", "training.json", *FILES])
     assert (tmp_path / "out" / "training.json").read_bytes() == (folder / "training.json").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "README.md"])
+def test_what_is_carried_along_must_be_readable(tmp_path: Path, name: str) -> None:
+    folder = save(tmp_path / "m")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("/proc/self/mem")  # which gives an error instead of bytes
+    with pytest.raises(ModelError, match=f"{name}: input/output error"):
+        export_model(load_checkpoint(folder), tmp_path / "out", "open_clip")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_are_no_utf_8_can_be_kept(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", training={"templates": os.fsdecode(b"caf\xe9.txt")})
+    assert json.loads((folder / "training.json").read_bytes()) == {"templates": "caf\udce9.txt"}
 
 
 def test_the_card_is_carried_along_and_grows_no_tail(tmp_path: Path) -> None:

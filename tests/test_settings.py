@@ -296,11 +296,11 @@ def test_no_option_that_writes_may_be_set_in_a_file() -> None:
     import typer
 
     from clipcli.cli import defaults
-    from clipcli.cli.main import app
+    from clipcli.cli.main import application
 
     helps = [
         f"{' '.join(address)} --{name}: {option.help}"
-        for address, command in defaults._commands(typer.main.get_command(app)).items()
+        for address, command in defaults._commands(typer.main.get_command(application())).items()
         for name, option in defaults._options(command).items()
     ]
     assert len(helps) > 40

@@ -142,6 +142,105 @@ def test_the_source_is_pulled_only_a_bounded_way_ahead() -> None:
     made.close()  # type: ignore[attr-defined]
 
 
+def test_in_turns_nothing_is_begun_while_the_consumer_works() -> None:
+    """Sources may be pulled meanwhile; who has a picture in hand finishes it, and then waits."""
+    prepared: list[str] = []
+
+    def counting(source: Source) -> Prepared | Failure:
+        prepared.append(source.path)
+        return prepare(source)
+
+    made = batches(sources(400), counting, batch_size=10, workers=3, turns=True)
+    got = []
+    for batch in made:
+        got.append(batch)
+        if len(got) < 4:
+            time.sleep(0.1)
+            count = len(prepared)
+            time.sleep(0.05)
+            assert len(prepared) == count
+    check(got, 400)
+    plain = list(batches(sources(400), prepare, batch_size=10, workers=3))
+    assert [batch.items for batch in got] == [batch.items for batch in plain]
+
+
+def test_in_turns_one_picture_a_worker_is_begun_too_many() -> None:
+    began = threading.Semaphore(0)
+
+    def slowly(source: Source) -> Prepared:
+        began.release()
+        time.sleep(0.02)
+        return number(source.path)
+
+    made = batches(map(Source, map(str, range(90))), slowly, batch_size=6, workers=3, turns=True)
+    next(made)
+    time.sleep(0.1)
+    assert 6 <= sum(began.acquire(blocking=False) for _ in range(90)) <= 6 + 3
+    made.close()  # type: ignore[attr-defined]  # those that wait for their turn are let go
+
+
+def test_in_turns_without_pixels_nobody_waits() -> None:
+    """What the store knows, or can't be read, leaves the cores to decoding."""
+    known = np.zeros(4, np.float32)
+    prepared: list[str] = []
+
+    def recalled(source: Source) -> Prepared:
+        prepared.append(source.path)
+        return Prepared(embedding=known)
+
+    made = batches(map(Source, map(str, range(100))), recalled, batch_size=2, workers=2, turns=True)
+    first = next(made)
+    assert len(first.items) == 8 and not len(first.pixels)
+    assert wait_until(lambda: len(prepared) >= 12)
+    made.close()  # type: ignore[attr-defined]
+
+
+def test_in_turns_silence_flushes_a_partial_batch() -> None:
+    pipe = Pipe()
+    made = batches(pipe, prepare, batch_size=100, workers=2, flush_after=0.05, turns=True)
+    for start in (0, 2):
+        for i in range(start, start + 2):
+            pipe.items.put(Source(str(10 * i)))
+        assert [item.path for item in next(made).items] == [str(10 * i) for i in range(start, start + 2)]
+    pipe.items.put(None)
+    assert list(made) == []
+
+
+def test_decoding_takes_turns_with_a_cpu_that_it_fills(
+    monkeypatch: pytest.MonkeyPatch, model: Path, photos: Path
+) -> None:
+    from clipcli.tasks import embed as task
+    from clipcli.weights.model import Model, load_model
+
+    turns = []
+    real = task.batches
+    monkeypatch.setattr(task, "batches", lambda *rest, **how: [turns.append(how["turns"]), real(*rest, **how)][1])
+    monkeypatch.setattr(task, "cpus", lambda: 3)
+    monkeypatch.setattr(sys, "platform", "linux")
+    opened = load_model(model, device="cpu")
+    for workers in (2, 3, 4):
+        assert list(task.embed([photos / "coffee.png"], opened, task.EmbedOptions(workers=workers)))
+    assert turns == [False, True, True]
+    monkeypatch.setattr(Model, "on_cuda", True)
+    list(task.embed([photos / "coffee.png"], opened, task.EmbedOptions(workers=4)))
+    assert turns[3:] == [False]
+
+
+def test_openmp_does_not_spin_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clipcli.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["clipcli", "--version"])
+    for given_, found in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        with monkeypatch.context() as patch:
+            patch.setenv("OMP_WAIT_POLICY", given_ or "")
+            if given_ is None:
+                patch.delenv("OMP_WAIT_POLICY")
+            with pytest.raises(SystemExit):
+                main.main()
+            assert os.environ["OMP_WAIT_POLICY"] == found
+    gc.enable()
+
+
 def test_nothing_starts_before_the_first_batch_is_asked_for() -> None:
     pulled = iter(sources(5))
     made = batches(pulled, prepare, batch_size=2, workers=2)

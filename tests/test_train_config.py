@@ -72,7 +72,7 @@ def test_the_default_is_sound_and_what_json_kept_comes_back() -> None:
     assert TrainConfig.read(None, json.loads(json.dumps(asdict(config)))) == config
 
 
-@pytest.mark.parametrize("name", ["cpu.toml", "gpu.toml"])
+@pytest.mark.parametrize("name", ["cpu-1.toml", "cpu-2.toml", "gpu.toml"])
 def test_our_own_recipes(name: str) -> None:
     config = TrainConfig.read(Path(__file__).resolve().parents[1] / "benchmarks" / "tiny" / name)
     assert config.clip_config(1000).vision.image_size == config.image_size
@@ -174,6 +174,7 @@ def test_whole_numbers_are_numbers_and_one_number_is_a_list() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
+        {"seed": 1 << 70}, {"epochs": 1e300}, {"canvas": 100_000}, {"width": 1 << 30}, {"text_warmup": 1 << 40},
         {"batch_size": 1}, {"epochs": 0}, {"epochs": -1}, {"learning_rate": 0}, {"epsilon": 0}, {"eval_every": 0},
         {"chunk_size": -1}, {"max_per_label": -1}, {"canvas": -1}, {"keep_gb": -1}, {"shuffle_buffer": -1},
         {"weight_decay": -0.1}, {"clip_gradient": -1}, {"seed": -1}, {"save_minutes": -1}, {"heads": -1},
@@ -240,7 +241,7 @@ def test_canvases() -> None:
 def test_differences() -> None:
     config = TrainConfig()
     assert config.differences(TrainConfig()) == []
-    assert config.differences(config.changed(eval_every=2.0, save_minutes=1.0, keep_gb=1.0)) == []
+    assert config.differences(config.changed(eval_every=2.0, save_minutes=1.0, keep_gb=1.0, compile=True)) == []
     others = TrainConfig.read(None, OTHERS)
-    assert set(config.differences(others)) == OTHERS.keys() - {"eval_every", "save_minutes", "keep_gb"}
+    assert set(config.differences(others)) == OTHERS.keys() - {"eval_every", "save_minutes", "keep_gb", "compile"}
     assert config.differences(config.changed(seed=1, batch_size=2)) == ["batch_size", "seed"]

@@ -196,6 +196,9 @@ def test_what_can_not_be_joined(environment: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match='device "cuda:7" is not there') as caught, joined("cuda"):
         pass
     assert caught.value.hint == "cuda:0 to cuda:1 are there"
+    environment.setenv("RANK", "first")
+    with pytest.raises(UsageError, match=r"^the processes don't find each other: .*first"), joined("cpu"):
+        pass
     assert not dist.is_initialized()
 
 

@@ -281,7 +281,7 @@ def test_curves_that_cannot_be_drawn(tmp_path: Path) -> None:
         plot(tmp_path)
     (tmp_path / "log.csv").write_text(f"{HEADER}\n")
     (tmp_path / "curves.svg").mkdir()
-    with pytest.raises(OutputError, match=r"curves\.svg: is a directory"):
+    with pytest.raises(OutputError, match=r"curves\.svg: exists and is no regular file"):
         plot(tmp_path)
 
 

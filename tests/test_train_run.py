@@ -9,6 +9,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import squares
 import tiny
 import torch
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from clipcli.errors import ClipcliError, ModelError, OutputError, UsageError
 from clipcli.model.clip import CLIP
@@ -27,6 +28,7 @@ from clipcli.train import checkpoint
 from clipcli.train.config import TrainConfig
 from clipcli.train.evaluate import Evaluator
 from clipcli.train.loop import Trainer
+from clipcli.train.plot import plot
 from clipcli.train.run import HELD_OUT, LOG, Evaluated, Event, Ready, Request, Saved, Step, _prepare, train
 from clipcli.weights.model import load_model
 
@@ -243,6 +245,40 @@ def test_a_checkpoint_that_is_none(data: Path, tmp_path: Path, damage: str) -> N
     assert caught.value.message == wanted.get(damage, f"{path}: not a checkpoint of a training run")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": "1"}, "not a checkpoint of a training run"),
+        ({"step": -1}, "not a checkpoint of a training run"),
+        ({"step": 1.5}, "not a checkpoint of a training run"),
+        ({"best": "high"}, "not a checkpoint of a training run"),
+        ({"merges": 5}, "not a checkpoint of a training run"),
+        ({"losses": [[]]}, "not a checkpoint of a training run"),
+        ({"scaler": []}, "not a checkpoint of a training run"),
+        ({"config": {"gone": 1}}, "there is no training setting `gone`"),
+        (None, "not a checkpoint of a training run"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_another_hand(tmp_path: Path, change: dict[str, Any] | None, message: str) -> None:
+    state = checkpoint.State(TrainConfig(), "", "")
+    told = json.dumps({**asdict(state), "version": 1, **(change or {})}) if change is not None else "[" * 100_000
+    save_file({"x": np.zeros(1, "f4")}, tmp_path / checkpoint.NAME, {"clipcli": told})
+    with pytest.raises(ModelError, match=f"^{tmp_path / checkpoint.NAME}: {message}"):
+        checkpoint.read(tmp_path)
+
+
+def test_a_log_that_another_hand_has_changed(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path, squares.VIT, until=2)
+    (tmp_path / LOG).write_bytes(b"step,epoch,loss\n1,0.5,3.5\n\xb2,1,1\n\xc2\xb2,1,1\n\0\0\n2,x,much\n")
+    assert evaluated(run(data, tmp_path, squares.VIT, resume=True))
+    assert [row["step"] for row in log(tmp_path)][:2] == ["1", "2"]
+    assert plot(tmp_path) == tmp_path / "curves.svg"
+    (tmp_path / LOG).write_bytes(b'step\n1,"' + b"x" * 200_000)
+    with pytest.raises(UsageError, match=r"log\.csv: not the log of a run"):
+        run(data, tmp_path, squares.VIT, resume=True)
+
+
 def test_a_checkpoint_of_another_model(data: Path, tmp_path: Path) -> None:
     run(data, tmp_path, squares.VIT, until=1)
     state, tensors = checkpoint.read(tmp_path)
@@ -446,6 +482,21 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(
     assert checkpoint.read(found)[0].step == 2
     run(data, found, config, resume=True)
     assert_same_run(found, wanted)
+
+
+def test_too_little_memory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = [RuntimeError("another"), MemoryError(), RuntimeError("can't allocate memory")]
+    errors.append(torch.OutOfMemoryError("CUDA out of memory."))
+
+    def broken(self: Trainer, batch: Any) -> float:
+        raise errors.pop()
+
+    monkeypatch.setattr(Trainer, "gradients", broken)
+    for _ in range(3):
+        with pytest.raises(ClipcliError, match=r"^not enough memory for this training$"):
+            run(data, tmp_path, squares.VIT)
+    with pytest.raises(RuntimeError, match="another"):
+        run(data, tmp_path, squares.VIT)
 
 
 @contextmanager

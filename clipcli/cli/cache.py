@@ -50,7 +50,9 @@ Kind = Annotated[
 ]
 Fingerprint = Annotated[
     str | None,
-    typer.Option("--model", "-m", metavar="DIGITS", help="Only what the model made whose fingerprint begins so."),
+    typer.Option(
+        "--model", "-m", metavar="DIGITS", help="Only what the tower made whose fingerprint (models info) begins so."
+    ),
 ]
 OlderThan = Annotated[
     str | None, typer.Option(metavar="AGE", help="Only what wasn't used for so long: 12h, 30d, 8w, 1y.")
@@ -148,7 +150,8 @@ def _delete(chosen: Selection, yes: bool, dry_run: bool, talk: Talk) -> None:
             talk.notice(f"would delete {what}")
             return
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            raise UsageError(f"not deleted without being asked: {what}", hint="add --yes, or see --dry-run")
+            hint = "add --yes, or --dry-run to see what it is"
+            raise UsageError(f"can't ask whether to delete {what}: this is no terminal", hint=hint)
         if not _confirmed(f"delete {what}?"):
             talk.notice("nothing was deleted")
             raise typer.Exit(ExitCode.FAILED)

@@ -15,8 +15,8 @@ import typer
 
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk, wants_color
-from clipcli.cli.streams import cannot_write, check_new_file
-from clipcli.errors import UsageError
+from clipcli.cli.streams import check_new_file
+from clipcli.errors import UsageError, cannot_write
 
 if TYPE_CHECKING:
     from clipcli.tasks.compare import Run
@@ -122,4 +122,4 @@ def _write(lines: Iterable[bytes], end: bytes, output: Path | None) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise cannot_write(str(output or "stdout"), error) from error
+        raise cannot_write(output or "stdout", error) from error

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from clipcli.cli.columns import aligned
+from clipcli.output.jsonl import path_members
 from clipcli.output.sink import encode
 from clipcli.output.text import counted, printable
 from clipcli.output.tsv import escape
@@ -88,7 +88,7 @@ def as_json(found: Comparison, a: str, b: str) -> str:
         "flips": [{"a": flip.a, "b": flip.b, "count": flip.count} for flip in found.flips],
     }
     for name in ("only_a", "only_b"):
-        holder[name] = [_path(path) for path in getattr(found, name)]
+        holder[name] = [path_members(path) for path in getattr(found, name)]
     for name in ("changed", "failures_appeared", "failures_went", "abstentions_appeared", "abstentions_went"):
         holder[name] = [_change(one) for one in getattr(found, name)]
     for name in ("score_changes", "margin_changes"):
@@ -98,22 +98,15 @@ def as_json(found: Comparison, a: str, b: str) -> str:
 
 
 def _side(name: str, side: Side) -> dict[str, Any]:
-    return {"file": _path(name)["path"], **asdict(side), "mean_score": _number(side.mean_score)}
+    return {"file": path_members(name)["path"], **asdict(side), "mean_score": _number(side.mean_score)}
 
 
 def _change(one: Change) -> dict[str, Any]:
-    return {**_path(one.path), "a": _answer(one.a), "b": _answer(one.b)}
+    return {**path_members(one.path), "a": _answer(one.a), "b": _answer(one.b)}
 
 
 def _answer(answer: Answer) -> dict[str, Any]:
     return {**answer._asdict(), "score": _number(answer.score), "margin": _number(answer.margin)}
-
-
-def _path(path: str) -> dict[str, str]:
-    """The name, and its bytes where it is no UTF-8, as in the rows of JSON Lines."""
-    name = os.fsencode(path)
-    text = name.decode(errors="replace")
-    return {"path": text} if text.encode() == name else {"path": text, "path_bytes": b64encode(name).decode()}
 
 
 def _number(number: float) -> float | None:

@@ -45,9 +45,10 @@ def demo(
     color: opt.Color = "auto",
     debug: opt.Debug = False,
 ) -> None:
-    """Put sample photos and labels into DIR, and classify them with tiny, the small model that is part of clipcli.
+    """Try it: sample photos and labels, classified by tiny, the small model that is part of clipcli.
 
-    What lies there from an earlier demo is used again, with your changes of the labels and pictures of your own.
+    They are put into DIR. What lies there from an earlier demo is used again,
+    with your changes of the labels and pictures of your own.
     """
     from clipcli.cli.main import run
     from clipcli.tasks.samples import LABEL_FILE, lay_out

@@ -65,6 +65,7 @@ def embed(
     follow: opt.Follow = False,
     pixels: opt.PixelPolicy = "auto",
     crop: opt.CropPolicy = "model",
+    decode: opt.DecodePolicy = "auto",
     text: Sentences = None,
     model: opt.Model = None,
     offline: opt.Offline = False,
@@ -122,9 +123,16 @@ def embed(
         else:
             flush = 0.2 if pictures.live else None
             options = EmbedOptions(
-                pixels=pixels, crop=crop, batch_size=batch_size, workers=workers, flush_after=flush, save_crop=save_crop
+                pixels=pixels,
+                crop=crop,
+                decode=decode,
+                batch_size=batch_size,
+                workers=workers,
+                flush_after=flush,
+                save_crop=save_crop,
             )
             talk.detail("batch size {}, {} decoding threads".format(*options.speed(opened)))
+            talk.detail(f"decoder: {options.decoder}")
             total, failed = _save_pictures(pictures, opened, options, target, strict, talk)
             done = f"{counted(total, 'picture')}, {failed:,} failed" if total else "no pictures found"
         talk.notice(f"{done}, written to {target}, {time.monotonic() - began:.1f} s")
@@ -175,7 +183,7 @@ def _save_pictures(
     try:
         with talk.working("embedding") as tick:
             rows = told(task(pictures.walk(), model, options), tick)
-            save_embeddings(rows, target, model, pixels=options.pixels, crop=options.crop)
+            save_embeddings(rows, target, model, pixels=options.pixels, crop=options.crop, decode=options.decode)
     except KeyboardInterrupt:
         kept = "the same command goes on from there" if model.store.path else "nothing is kept"
         talk.notice(f"interrupted after {counted(total, 'picture')}, {target} is not written; {kept}")

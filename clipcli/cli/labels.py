@@ -18,7 +18,7 @@ import typer
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk, wants_color
 from clipcli.cli.request import ModelChoice, Words
-from clipcli.errors import ExitCode, OutputError, UsageError
+from clipcli.errors import ExitCode, UsageError, cannot_write
 from clipcli.output.text import counted, printable
 
 if TYPE_CHECKING:
@@ -40,7 +40,12 @@ SHOW_EXAMPLES = opt.epilog(
 )
 STANDARD_LENGTH = 77  # tokens of a prompt, where a vocabulary is given without its model
 
-app = typer.Typer(help="Check label files, and see their prompts.", no_args_is_help=True, rich_markup_mode="rich")
+app = typer.Typer(
+    help="Check label files, and see their prompts.",
+    epilog=LINT_EXAMPLES,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="A label file: text, CSV, TSV or JSON.", show_default=False)]
 Similar = Annotated[
@@ -264,7 +269,7 @@ def put(lines: Iterable[str]) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise OutputError(f"stdout: can't be written: {error.strerror}", hint="make room, and run it again") from error
+        raise cannot_write("stdout", error) from error
 
 
 def put_json(items: Iterable[dict[str, Any]]) -> None:

@@ -1,4 +1,7 @@
-"""The table of contents of the command line, and the one place where errors become exit codes."""
+"""The table of contents of the command line, and the one place where errors become exit codes.
+
+Where only one command can be meant, no other is imported: building all takes as long as answering for a picture.
+"""
 
 from __future__ import annotations
 
@@ -7,56 +10,33 @@ import gc
 import os
 import sys
 import traceback
+from importlib import import_module
 from itertools import pairwise
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from clipcli import __version__
-from clipcli.cli import (
-    build_classifier,
-    cache,
-    classify,
-    compare,
-    demo,
-    doctor,
-    embed,
-    labels,
-    models,
-    templates,
-    train,
-)
+from clipcli import __version__, settings
 from clipcli.cli.console import say_error
 from clipcli.cli.defaults import default_map
 from clipcli.cli.options import epilog
-from clipcli.cli.streams import cannot_write
 from clipcli.cli.usage import usage_error
-from clipcli.errors import ClipcliError, ExitCode, UsageError
+from clipcli.errors import ClipcliError, ExitCode, UsageError, cannot_write
 
-app = typer.Typer(
-    name="clipcli",
-    help="Sort pictures by words: zero-shot image classification with CLIP.",
-    epilog=epilog(
-        "clipcli classify photos/ -L cat -L dog",
-        "clipcli build-classifier labels.txt -o my.safetensors",
-        'find . -name "*.jpg" -print0 | clipcli classify -0 -l labels.txt -f jsonl | jq .label',
-    ),
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["--help", "-h"]},
+# In the order of the help page. Each has a module of its name, which holds a group (`app`) or a function of that name.
+COMMANDS = (
+    "classify",
+    "build-classifier",
+    "embed",
+    "compare",
+    "demo",
+    "train",
+    "models",
+    "labels",
+    "templates",
+    "cache",
+    "doctor",
 )
-app.command("classify", epilog=classify.EXAMPLES)(classify.classify)
-app.command("build-classifier", epilog=build_classifier.EXAMPLES)(build_classifier.build_classifier)
-app.command("embed", epilog=embed.EXAMPLES)(embed.embed)
-app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
-app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
-app.command("train", epilog=train.EXAMPLES)(train.train)
-app.add_typer(models.app, name="models")
-app.add_typer(labels.app, name="labels")
-app.add_typer(templates.app, name="templates")
-app.add_typer(cache.app, name="cache")
-app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 
 
 def _print_version(asked: bool) -> None:
@@ -65,7 +45,6 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool,
@@ -74,9 +53,37 @@ def _root(
 ) -> None: ...
 
 
+def application(*names: str) -> typer.Typer:
+    """The whole command line, or so much of it as these commands are."""
+    app = typer.Typer(
+        name="clipcli",
+        help="Sort pictures by words: zero-shot image classification with CLIP.",
+        epilog=epilog(
+            "clipcli demo  # nine photos and a small model: no download",
+            "clipcli classify photos/ -L cat -L dog",
+            "clipcli build-classifier labels.txt -o my.safetensors",
+            'find . -name "*.jpg" -print0 | clipcli classify -0 -l labels.txt -f jsonl | jq .label',
+        ),
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+    app.callback()(_root)
+    for name in names or COMMANDS:
+        called = name.replace("-", "_")
+        module = import_module(f"clipcli.cli.{called}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name, epilog=module.EXAMPLES)(getattr(module, called))
+    return app
+
+
 def main() -> NoReturn:
     """Run the command line and leave the process with its exit code."""
     gc.disable()  # what starting up makes lives on; `Talk.listening` turns it on again for work
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read as torch is imported: no spinning beside other work
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the caller: its number must not become another file's
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 -- for as long as we live
@@ -87,7 +94,8 @@ def run(args: list[str]) -> int:
     """Run `args` and return the exit code; known errors become one line on stderr."""
     color = next((b for a, b in pairwise([*args, "auto"]) if a == "--color" and b in ("always", "never")), "auto")
     try:
-        result = app(args, prog_name="clipcli", standalone_mode=False, default_map=_defaults(args))
+        root = typer.main.get_command(application(*_meant(args)))
+        result = root(args, prog_name="clipcli", standalone_mode=False, default_map=_defaults(root, args))
         sys.stdout.flush()
         return int(result or ExitCode.OK)
     except SystemExit as error:  # Typer leaves so when completion is done, and with 1 when the pipe was closed
@@ -126,10 +134,16 @@ def _bug() -> int:
     return ExitCode.FAILED
 
 
-def _defaults(args: list[str]) -> dict[str, Any]:
+def _meant(args: list[str]) -> list[str]:
+    """The one command that is needed; none where all of them are, to be listed, proposed, or given their settings."""
+    alone = args and args[0] in COMMANDS and args[0] != "doctor" and not any(map(os.path.lexists, settings.places()))
+    return args[:1] if alone else []
+
+
+def _defaults(root: Any, args: list[str]) -> dict[str, Any]:
     """What settings files say. A broken one keeps nobody from reading help, or from asking the doctor."""
     try:
-        return default_map(typer.main.get_command(app))
+        return default_map(root)
     except UsageError:
         if not args or args[0].startswith("-") or args[0] == "doctor" or {"--help", "-h"} & {*args}:
             return {}

@@ -35,7 +35,7 @@ EXAMPLES = opt.epilog(
 Names = Annotated[
     list[str],
     typer.Argument(
-        metavar="NAME...",
+        metavar="NAME",
         help="A name of models list, or org/name of a model on the Hub, perhaps with @revision.",
         autocompletion=complete.models,
         show_default=False,
@@ -44,7 +44,7 @@ Names = Annotated[
 Name = Annotated[
     str | None,
     typer.Argument(
-        metavar="[NAME|DIR]",
+        metavar="NAME|DIR",
         envvar="CLIPCLI_MODEL",
         help="As --model elsewhere: a name, org/name on the Hub, or a path. Without it, the default model.",
         autocompletion=complete.models,

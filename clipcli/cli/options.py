@@ -87,6 +87,14 @@ CropPolicy = Annotated[
         "--crop", help="How a picture becomes square; model: the checkpoint's own way.", rich_help_panel=INPUT
     ),
 ]
+DecodePolicy = Annotated[
+    Literal["auto", "exact"],
+    typer.Option(
+        "--decode",
+        help="auto: a faster decoder and resizing, where pixels differ by little; exact: Pillow's, and nothing else.",
+        rich_help_panel=INPUT,
+    ),
+]
 
 # ---- Classifier
 
@@ -99,7 +107,7 @@ Model = Annotated[
         envvar="CLIPCLI_MODEL",
         autocompletion=complete.models,
         help="A name of models list, org/name[@revision] on the Hub, or a path: a directory (open_clip or transformers "
-        "layout) or a .safetensors / .pt file. Default: ViT-B-32-256-datacomp.",
+        "layout) or a .safetensors / .pt file. Default: ViT-B-32-256-datacomp; tiny needs no download.",
         rich_help_panel=CLASSIFIER,
         show_default=False,
     ),

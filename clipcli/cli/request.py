@@ -72,8 +72,8 @@ class ModelChoice:
             head_width=self.head_width,
             store=Store(None if self.no_cache else store_file(), size_limit=limit),
         )
-        if talk.verbose:  # where it runs, only torch can say
-            talk.detail(f"model: {model.name} ({model.checkpoint.layout}), on {model.placement}")
+        if talk.verbose:  # on a GPU, only torch can say which
+            talk.detail(f"model: {model.name} ({model.checkpoint.layout}), on {model.where}")
         return model
 
     def _room(self) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from clipcli.cli.options import came_from
-from clipcli.errors import OutputError, UsageError
+from clipcli.errors import OutputError, UsageError, cannot_write
 from clipcli.images.find import HEAD, Walk, check_inputs, sniff
 from clipcli.images.lists import read_list
 from clipcli.output.text import counted
@@ -23,13 +22,6 @@ from clipcli.records import Failure, FailureKind, Item, Source
 if TYPE_CHECKING:
     from clipcli.output.embeddings import Embeddings
     from clipcli.weights.model import Model
-
-
-def cannot_write(place: str, error: OSError, again: str = "run it again") -> OutputError:
-    """The error that says why `place` can't be written."""
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    hint = f"make room, and {again}" if is_full else "choose another place with --output"
-    return OutputError(f"{place}: can't be written: {error.strerror}", hint=hint)
 
 
 def check_new_file(path: Path, *, force: bool, read: Sequence[object] = ()) -> None:
@@ -50,7 +42,7 @@ def check_new_file(path: Path, *, force: bool, read: Sequence[object] = ()) -> N
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise OutputError(f"{path}: no permission to write there", hint="choose another place with --output")
     except OSError as error:  # no permission even to look
-        raise cannot_write(str(path), error) from error
+        raise cannot_write(path, error) from error
 
 
 def _precious(path: Path) -> str | None:
@@ -132,7 +124,8 @@ class Pictures:
                     what = f"{name}: its pictures were prepared with --{option} {made}, not {value}"
                     raise UsageError(what, hint=f"give --{option} {made}, or make it again with embed")
             size = f"{counted(len(found.names), 'embedding')}, {len(found.failures):,} failed"
-            yield f"{name}: {size}, --pixels {found.pixels} --crop {found.crop}, {found.arithmetic}"
+            how = f"--pixels {found.pixels} --crop {found.crop} --decode {found.decode}"
+            yield f"{name}: {size}, {how}, {found.arithmetic}"
 
     def walk(self) -> Iterator[Item]:
         """Every picture, in order: the INPUTs, then the list."""

@@ -37,12 +37,17 @@ SHOW_EXAMPLES = opt.epilog(
     'clipcli templates show "a {bad|good} photo of {a|the} <>." > my.txt',
 )
 
-app = typer.Typer(help="List sets of templates, and see what they hold.", no_args_is_help=True, rich_markup_mode="rich")
+app = typer.Typer(
+    help="List sets of templates, and see what they hold.",
+    epilog=SHOW_EXAMPLES,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
 
 Specs = Annotated[
     list[str],
     typer.Argument(
-        metavar="SET...",
+        metavar="SET",
         autocompletion=complete.templates,
         help='Template sets, files, or literals such as "a photo of a <>."',
         show_default=False,

@@ -7,7 +7,7 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,8 +16,9 @@ import typer
 
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk, Ticker, duration
-from clipcli.errors import ExitCode, OutputError, UsageError
-from clipcli.output.text import counted
+from clipcli.cli.signals import STOPPING
+from clipcli.errors import ExitCode, OutputError, UsageError, cannot_write
+from clipcli.output.text import counted, printable
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -206,18 +207,19 @@ def train(
         "precision": precision,
         "seed": seed,
     }
+    sets = _sets(evaluate or [])
     config = TrainConfig.read(recipe, typed | {name: value for name, value in named.items() if value is not None})
     with (
         devices.joined(device) as (share, own),
         Talk(quiet=quiet or share.rank > 0, verbose=verbose, color=color).listening() as talk,
     ):
         if not share.rank:
-            _check_output(output, resume=resume, force=force)
+            _check_output(output, [*data, *sets.values()], resume=resume, force=force)
         request = Request(
             data,
             output,
             words=read(labels) if labels else (),
-            sets=_sets(evaluate or []),
+            sets=sets,
             vocabulary=vocabulary,
             offline=offline,
             resume=resume,
@@ -230,7 +232,7 @@ def train(
 
 
 def _run(request: Request, config: TrainConfig, talk: Talk, writer: type[SummaryWriter] | None) -> None:
-    """Train to the end, or to the first interruption, which ends with exit code 130."""
+    """Train to the end, or to the first interruption, whose number is the exit code less 128."""
     from clipcli.train.devices import anywhere
     from clipcli.train.run import Ready
     from clipcli.train.run import train as run
@@ -245,7 +247,7 @@ def _run(request: Request, config: TrainConfig, talk: Talk, writer: type[Summary
             best, stopped = _follow(events, talk, tick, draw, lambda: anywhere(bool(signals), request.share))
     if stopped:
         talk.notice(f"stopped; the same command with --resume goes on in {request.output}")
-        raise typer.Exit(ExitCode.INTERRUPTED)
+        raise typer.Exit(128 + (signals[0][0] if signals else signal.SIGINT))
     if request.share.rank == 0:
         _tell_end(request.output, best, time.monotonic() - began, talk)
     if ready.failures and request.share.world == 1:  # torchrun takes any code but 0 for a crash
@@ -311,7 +313,7 @@ def _line(step: Step) -> str:
 
 def _accuracies(event: Evaluated) -> str:
     told = (f"{name.replace('_', ' ')} {value:.1%}" for name, value in event.accuracy.items())
-    return ", ".join(told) or "nothing to measure on"
+    return ", ".join(told) or "none, as nothing was held out"
 
 
 def _tell_end(folder: Path, best: Evaluated | None, seconds: float, talk: Talk) -> None:
@@ -324,15 +326,26 @@ def _tell_end(folder: Path, best: Evaluated | None, seconds: float, talk: Talk) 
     talk.notice(f"use it: clipcli classify photos/ -L cat -L dog -m {shlex.quote(str(folder))}")
 
 
-def _check_output(output: Path, *, resume: bool, force: bool) -> None:
-    """Raise UsageError where the folder holds anything and the run neither goes on with it nor may replace it."""
-    if output.is_dir() and any(output.iterdir()) and not (resume or force):
-        hint = "use --resume to go on with its run, or --force to begin anew in it"
-        raise UsageError(f"{output}: exists already", hint=hint)
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"{output}: is a file", hint="name a folder for the model")
-    if not output.parent.is_dir():
-        raise OutputError(f"{output}: the folder {output.parent} does not exist", hint=f"mkdir -p {output.parent}")
+def _check_output(output: Path, read: Sequence[str], *, resume: bool, force: bool) -> None:
+    """Raise UsageError where the folder holds anything and the run neither goes on with it nor may replace it.
+
+    `read` is what the run reads: nothing of it may be written. Raises OutputError.
+    """
+    from clipcli.train.run import LOG
+
+    try:
+        if output.is_dir() and any(output.iterdir()) and not (resume or force):
+            hint = "use --resume to go on with its run, or --force to begin anew in it"
+            raise UsageError(f"{output}: exists already", hint=hint)
+        if output.exists() and not output.is_dir():
+            raise UsageError(f"{output}: is a file", hint="name a folder for the model")
+        if not output.parent.is_dir():
+            raise OutputError(f"{output}: the folder {output.parent} does not exist", hint=f"mkdir -p {output.parent}")
+        for path in filter(Path.exists, (output, output / LOG)):
+            if any(path.samefile(other) for other in filter(os.path.exists, read)):
+                raise UsageError(f"{path}: is read by this very run", hint="name another folder with --output")
+    except OSError as error:
+        raise cannot_write(output, error) from error
 
 
 def _sets(given: Sequence[str]) -> dict[str, str]:
@@ -342,8 +355,9 @@ def _sets(given: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in given:
         name, equals, path = text.partition("=")
-        if not equals or Path(text).exists():
+        if not equals or os.path.exists(text):
             name, path = Path(text).name.partition(".")[0], text
+        name = printable(name)
         if name in found:
             raise UsageError(f'two sets to evaluate on are named "{name}"', hint="write --eval NAME=PATH")
         if not name or name in COLUMNS:
@@ -353,18 +367,23 @@ def _sets(given: Sequence[str]) -> dict[str, str]:
 
 
 @contextmanager
-def _signals(talk: Talk) -> Iterator[list[float]]:
-    """When signals came: the first Ctrl-C or SIGTERM ends the run after its step, a later one at once."""
-    came: list[float] = []
+def _signals(talk: Talk) -> Iterator[list[tuple[int, float]]]:
+    """Signals, and when they came: the first ends the run after its step, a later one at once.
+
+    What the caller told us to ignore (`nohup`, a script's `&`) stays ignored.
+    """
+    came: list[tuple[int, float]] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if came and time.monotonic() - came[0] > 0.5:  # with torchrun, one Ctrl-C may come twice
+        if came and time.monotonic() - came[0][1] > 0.5:  # with torchrun, one Ctrl-C may come twice
             raise KeyboardInterrupt
         if not came and not talk.quiet:
-            os.write(2, b"\nclipcli: saving after this step (once more: stop at once)\n")  # print might be under way
-        came.append(time.monotonic())
+            with suppress(OSError):  # the terminal may have gone; and print might be under way
+                os.write(2, b"\nclipcli: saving after this step (once more: stop at once)\n")
+        came.append((number, time.monotonic()))
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [number for number in STOPPING if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, note) for number in heeded}
     try:
         yield came
     finally:

@@ -25,7 +25,7 @@ def usage_error(error: typer.TyperException) -> UsageError:
 def explain(message: str) -> tuple[str, list[str]]:
     """A sentence of Typer or pydantic without capital letter and final stop, and the names it may have meant."""
     message = message.replace("Value error, ", "").replace("Input should be", "must be").strip().rstrip(".")
-    message = " ".join((message[:1].lower() + message[1:]).split())
+    message = " ".join((message[:1].lower() + message[1:]).split()).replace(". Choose from:", ": choose from")
     if found := re.fullmatch(r"(.*?)\.? (?:\(Possible options: (.*)\)|Did you mean (.*)\?)", message):
         return found[1], (found[2] or found[3]).replace("'", "").split(", ")
     if found := re.search(r"'([^']*)' is not one of (.*)$", message):

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipcli.errors import OutputError, UsageError
+from clipcli.errors import UsageError, cannot_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,4 +60,4 @@ def save_crop(folder: Path, path: str, square: npt.NDArray[np.uint8]) -> None:
         folder.mkdir(exist_ok=True)
         Image.fromarray(square.transpose(1, 2, 0)).save(file, "PNG", compress_level=1)
     except OSError as error:
-        raise OutputError(f"{file}: can't be written: {error.strerror}", hint="choose another --save-crop") from error
+        raise cannot_write(file, error, elsewhere="choose another --save-crop") from error

@@ -61,7 +61,7 @@ def decode(path: str, data: bytes, policy: Pixels = "auto", take: Take = unlimit
     """The picture that `data` holds; `path` names it in a failure, and tells a TGA: it has no signature."""
     if not data:
         return Failure(path, FailureKind.NOT_A_PICTURE, "the file is empty")
-    _settle_pillow()
+    settle_pillow()
     name = sniff(data[:HEAD])
     formats: tuple[str, ...] = _COMMON + _RARER
     if name in _PLUGINS:
@@ -77,9 +77,9 @@ def decode(path: str, data: bytes, policy: Pixels = "auto", take: Take = unlimit
                 return Failure(path, FailureKind.TOO_LARGE, f"{picture.width} x {picture.height} pixels are too many")
             if policy == "auto" and (kind := heed(picture)):
                 return Failure(path, FailureKind.UNSUPPORTED, f"a kind of {name} that can't be decoded: {kind}")
-            take(_memory(picture, data))
+            take(memory_of(picture, data))
             picture.load()
-            turn = _orientation(picture)
+            turn = orientation(picture)
     except Exception as error:  # hostile bytes make Pillow's plugins raise almost anything, and are data to us
         return _failure(path, data, name, error)
     try:
@@ -93,7 +93,7 @@ def decode(path: str, data: bytes, policy: Pixels = "auto", take: Take = unlimit
         return Failure(path, FailureKind.UNSUPPORTED, f"pixels of mode {picture.mode} can't be made RGB")
 
 
-def _memory(picture: Image.Image, data: bytes) -> int:
+def memory_of(picture: Image.Image, data: bytes) -> int:
     """About the bytes that decoding and converting will take, by the header."""
     if picture.format in ("ICO", "ICNS"):  # it holds other pictures, whose sizes nobody has looked at yet
         return 1000 * len(data)
@@ -148,7 +148,7 @@ def _ends_early(data: bytes, name: str | None, text: str) -> bool:
     return "truncated" in text or "not large enough" in text or len(data) < HEAD
 
 
-def _settle_pillow() -> None:
+def settle_pillow() -> None:
     """Set what Pillow keeps for the whole process. Cheap and idempotent, so that every call may make sure."""
     # catch_warnings swaps global state, which threads must not do; so one filter for Pillow's modules stays.
     # What they warn of (odd metadata, many pixels) is decided here by the outcome.
@@ -173,7 +173,7 @@ def _has_plugin(plugin: str, module: str) -> bool:
     return plugin in Image.OPEN
 
 
-def _orientation(picture: Image.Image) -> Image.Transpose | None:
+def orientation(picture: Image.Image) -> Image.Transpose | None:
     """How to turn the picture upright, by its EXIF or XMP block."""
     try:
         return _UPRIGHT.get(picture.getexif().get(_ORIENTATION, 1))
@@ -184,7 +184,7 @@ def _orientation(picture: Image.Image) -> Image.Transpose | None:
 def _to_rgb(picture: Image.Image, turn: Image.Transpose | None) -> Image.Image:
     """RGB as a person would see it: in sRGB, on white, upright. `picture` is used up."""
     covered = picture.info.get(COVERED, (0, 0, *picture.size))
-    if picture.mode != "RGB" or picture.has_transparency_data or _way_to_srgb(picture):
+    if picture.mode != "RGB" or picture.has_transparency_data or way_to_srgb(picture):
         levels = _levels(picture) if picture.mode in ("I", "F") else (0, 65535)
         if 8 * picture.width * picture.height < BIG and not picture.mode.startswith(("I", "F")):
             picture = _seen(picture, levels)
@@ -224,7 +224,7 @@ def _seen(strip: Image.Image, levels: tuple[float, float]) -> Image.Image:
         strip, alpha = strip.convert("RGB"), strip.getchannel("A")
     elif strip.mode not in ("RGB", "L", "CMYK"):  # those may have a profile of their own colour space
         strip = strip.convert("RGB")
-    if way := _way_to_srgb(strip):
+    if way := way_to_srgb(strip):
         strip = cast(Image.Image, ImageCms.applyTransform(strip, way))
     if strip.mode != "RGB":
         strip = strip.convert("RGB")
@@ -270,7 +270,7 @@ def _to_eight_bits(strip: Image.Image, low: float, high: float) -> Image.Image:
     return Image.fromarray(255 - eight if strip.info.get(WHITE_IS_ZERO) else eight)
 
 
-def _way_to_srgb(picture: Image.Image) -> ImageCms.ImageCmsTransform | None:
+def way_to_srgb(picture: Image.Image) -> ImageCms.ImageCmsTransform | None:
     profile = picture.info.get("icc_profile")
     return _to_srgb(profile, picture.mode) if isinstance(profile, bytes) else None
 

@@ -2,7 +2,8 @@
 
     sources --feeder thread--> prepare(source) in the pool --> one queue, in order --> Batch --> the caller
 
-A picture that is known by its file or its bytes (`Memory`) brings its embedding along and is not decoded.
+A picture that is known by its file or its bytes (`Memory`) brings its embedding along and is not decoded. Where the
+caller needs the same cores, decoding and he take turns: beside a model that fills a CPU it makes both slower.
 
 In: any iterable of `Item` (it may block, as stdin does), and a function that prepares one `Source`; what isn't one is
 passed on in its place. Out: batches, lazily. Everything is bounded: the feeder takes a ticket before it pulls an item,
@@ -18,8 +19,10 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +37,9 @@ if TYPE_CHECKING:
 
 Square = npt.NDArray[np.uint8]  # [3, H, W]
 Vector = npt.NDArray[np.float32]
+Decode = Literal["auto", "exact"]
 
+FAST = 1  # raise it when `fast` makes other pixels of the same picture
 MAX_WAITING = 1 << 28  # bytes that came with sources, of archives say, before no further one is pulled
 PER_PICTURE = 3  # a batch may hold this many more items than pictures to encode before it is closed
 
@@ -80,20 +85,40 @@ class Batch:
     files: tuple[tuple[bytes, bytes], ...]  # what is to be remembered of files
 
 
+def cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_workers() -> int:
-    """Threads that decode: one for each CPU that this process may use, at most 16."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cpus))
+    """Threads that decode: one for each CPU, at most 16."""
+    return min(16, cpus())
+
+
+def decoder(pixels: Pixels, decode: Decode) -> str:
+    """What turns bytes into pixels here, with versions. `reference` is always exact."""
+    used = [f"pillow {version('pillow')}"]
+    if decode == "auto" and pixels == "auto":
+        with suppress(PackageNotFoundError):
+            used.append(f"simplejpeg {version('simplejpeg')}")
+        used.append(f"fast {FAST}")
+    return ", ".join(used)
 
 
 def make_prepare(
-    preprocess: Preprocess, size: int, pixels: Pixels = "auto", crop: Crop = "model", memory: Memory | None = None
+    preprocess: Preprocess,
+    size: int,
+    pixels: Pixels = "auto",
+    crop: Crop = "model",
+    memory: Memory | None = None,
+    decode: Decode = "exact",
 ) -> Prepare:
     """What `batches` does with a picture: open it, make it uint8 [3, size, size]. Many threads may call it.
 
     Big pictures take turns: together they have as much memory as the largest needs by itself. Pillow is imported
     with the first picture that `memory` doesn't know.
     """
+    convert = _convert_fast if decode == "auto" and pixels == "auto" else _convert
     budget = Budget(MAX_MEMORY)
 
     def prepare(source: Source) -> Prepared | Failure:
@@ -111,18 +136,31 @@ def make_prepare(
         found = memory.recognise(file, data) if memory else Prepared()
         if found.embedding is not None:
             return found
-        from clipcli.images.decode import decode
-        from clipcli.images.transform import transform
-
-        picture = decode(source.path, data, pixels, take)
-        if isinstance(picture, Failure):
-            return picture
         try:
-            return replace(found, square=transform(picture, preprocess, size, pixels=pixels, crop=crop))
+            square = convert(source.path, data, preprocess, size, pixels, crop, take)
         except MemoryError:
             return Failure(source.path, FailureKind.TOO_LARGE, "not enough memory to resize it")
+        return square if isinstance(square, Failure) else replace(found, square=square)
 
     return prepare
+
+
+def _convert(
+    path: str, data: bytes, preprocess: Preprocess, size: int, pixels: Pixels, crop: Crop, take: Take
+) -> Square | Failure:
+    from clipcli.images.decode import decode
+    from clipcli.images.transform import transform
+
+    picture = decode(path, data, pixels, take)
+    return picture if isinstance(picture, Failure) else transform(picture, preprocess, size, pixels=pixels, crop=crop)
+
+
+def _convert_fast(
+    path: str, data: bytes, preprocess: Preprocess, size: int, pixels: Pixels, crop: Crop, take: Take
+) -> Square | Failure:
+    from clipcli.images.fast import fast_square
+
+    return fast_square(path, data, preprocess, size, crop, take)
 
 
 def batches(
@@ -132,36 +170,45 @@ def batches(
     batch_size: int,
     workers: int,
     flush_after: float | None = None,
+    turns: bool = False,
 ) -> Iterator[Batch]:
     """Every item of `sources` once, in order, in batches of up to `batch_size` pictures.
 
     A batch closes when it is full, when failures have made it long, or at the end; with `flush_after` also when
     the input has been silent for so many seconds and all that came is decoded. Without it, the composition
-    depends on the input alone. What `sources` or `prepare` raise is raised here, after the batch of what came
-    before. Closing the iterator ends the threads, each after the picture it has in hand, and doesn't wait for
-    them: a `sources` that blocks is left to its daemon thread.
+    depends on the input alone. With `turns` no picture is begun while the caller works on pixels. What `sources` or
+    `prepare` raise is raised here, after the batch of what came before. Closing the iterator ends the threads, each
+    after the picture it has in hand, and doesn't wait for them: a `sources` that blocks is left to its daemon thread.
     """
     feed = _Feed(sources, prepare, workers, batch_size + workers)
-    making = _Making(batch_size)
     try:
-        while True:
-            try:
-                entry = feed.next(flush_after if making.items else None)
-            except queue.Empty:
-                yield making.close()
-                continue
-            error = entry.exception() if entry else None  # waits until the picture is done
-            if entry is None or error:
-                if making.items:
-                    yield making.close()
-                if error:
-                    raise error
-                return
-            making.add(*entry.result())
-            if making.full():
-                yield making.close()
+        for batch in _fill(feed, batch_size, flush_after):
+            if turns and len(batch.pixels):
+                feed.turn.clear()
+            yield batch
+            feed.turn.set()
     finally:
         feed.close()
+
+
+def _fill(feed: _Feed, batch_size: int, flush_after: float | None) -> Iterator[Batch]:
+    making = _Making(batch_size)
+    while True:
+        try:
+            entry = feed.next(flush_after if making.items else None)
+        except queue.Empty:
+            yield making.close()
+            continue
+        error = entry.exception() if entry else None  # waits until the picture is done
+        if entry is None or error:
+            if making.items:
+                yield making.close()
+            if error:
+                raise error
+            return
+        making.add(*entry.result())
+        if making.full():
+            yield making.close()
 
 
 class _Making:
@@ -213,6 +260,8 @@ class _Feed:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="clipcli-decode")
         self._waiting = 0  # bytes of sources that are not decoded yet
         self._decoded = threading.Condition()
+        self.turn = threading.Event()  # cleared while no picture is to be begun
+        self.turn.set()
         self._closing = threading.Lock()
         self._closed = threading.Event()
         # A daemon: it may sit in a read of stdin that nobody can interrupt when the process wants to end.
@@ -228,6 +277,7 @@ class _Feed:
         with self._closing:
             self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self.turn.set()
         self._tickets.release()  # wakes the feeder, which then sees that it is over
         self._wait_less(0)
 
@@ -259,6 +309,7 @@ class _Feed:
         return entry
 
     def _prepared(self, source: Source) -> tuple[Item, Prepared | None]:
+        self.turn.wait()
         try:
             outcome = self._prepare(source)
         finally:

@@ -42,7 +42,7 @@ def transform(
     Of a picture some 300 times as long as wide, only the middle is resized, and one so high that is squashed
     shrinks before it widens: that may differ by 1 from what the original code does.
     """
-    mode = preprocess.resize_mode if crop == "model" else _RESIZE_MODES[crop]
+    mode = resize_mode(preprocess, crop)
     resample = _FILTERS[preprocess.interpolation]
     if mode == "squash":
         if picture.width < size and size * picture.height > MAX_RESIZED:  # Pillow widens first
@@ -51,11 +51,35 @@ def transform(
     elif mode == "shortest":
         picture = _shortest(picture, size, resample)
     else:
-        own = pixels == "reference" or preprocess.resize_mode == "longest"
-        mean = tuple(round(min(255.0, max(0.0, 255 * value))) for value in preprocess.mean)
-        picture = _longest(picture, size, resample, None if own else mean)
+        picture = _longest(picture, size, resample, None if pixels == "reference" else padding(preprocess))
     rgb = np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
     return np.ascontiguousarray(rgb.transpose(2, 0, 1))
+
+
+def resize_mode(preprocess: Preprocess, crop: Crop) -> str:
+    """How a picture becomes square: `shortest`, `squash` or `longest`."""
+    return preprocess.resize_mode if crop == "model" else _RESIZE_MODES[crop]
+
+
+def padding(preprocess: Preprocess) -> tuple[int, ...] | None:
+    """The colour beside a padded picture; None: black, the model's own."""
+    if preprocess.resize_mode == "longest":
+        return None
+    return tuple(round(min(255.0, max(0.0, 255 * value))) for value in preprocess.mean)
+
+
+def placed(width: int, height: int, mode: str, size: int) -> tuple[int, int, int, int]:
+    """Width and height to resize a picture to, and where in that the square begins: left, top; below 0 if outside."""
+    if mode == "squash":
+        return size, size, 0, 0
+    short, long = min(width, height), max(width, height)
+    if mode == "shortest":
+        length = int(size * long / short)
+        start = round((length - size) / 2)
+        return (length, size, start, 0) if width == long else (size, length, 0, start)
+    scale = size / long
+    width, height = (max(1, round(side * scale)) for side in (width, height))
+    return width, height, -((size - width) // 2), -((size - height) // 2)
 
 
 def normalise(pixels: npt.NDArray[np.uint8], preprocess: Preprocess) -> npt.NDArray[np.float32]:
@@ -67,27 +91,20 @@ def normalise(pixels: npt.NDArray[np.uint8], preprocess: Preprocess) -> npt.NDAr
 
 def _shortest(picture: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
     """Shortest side to `size`, then the middle."""
-    short, long = min(picture.size), max(picture.size)
-    length = int(size * long / short)
-    start = round((length - size) / 2)
-    wide = picture.width == long
-    if size * length > MAX_RESIZED:
-        first, last = start * long / length, (start + size) * long / length
-        box = (first, 0, last, short) if wide else (0, first, short, last)
-        return picture.resize((size, size), resample, box=box)
-    picture = picture.resize((length, size) if wide else (size, length), resample)
-    left, top = (start, 0) if wide else (0, start)
-    return picture.crop((left, top, left + size, top + size))
+    width, height, left, top = placed(*picture.size, "shortest", size)
+    if width * height > MAX_RESIZED:
+        across = (left * picture.width / width, (left + size) * picture.width / width)
+        down = (top * picture.height / height, (top + size) * picture.height / height)
+        return picture.resize((size, size), resample, box=(across[0], down[0], across[1], down[1]))
+    return picture.resize((width, height), resample).crop((left, top, left + size, top + size))
 
 
 def _longest(picture: Image.Image, size: int, resample: Image.Resampling, fill: tuple[int, ...] | None) -> Image.Image:
     """Longest side to `size`, in the middle of a square; `fill` None: zeros of the picture's own mode."""
-    scale = size / max(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
+    width, height, left, top = placed(*picture.size, "longest", size)
     picture = picture.resize((width, height), resample)
-    left, top = (size - width) // 2, (size - height) // 2
     if fill is None:
-        return picture.crop((-left, -top, size - left, size - top))  # outside of a picture lie zeros
+        return picture.crop((left, top, left + size, top + size))  # outside of a picture lie zeros
     square = Image.new("RGB", (size, size), fill)
-    square.paste(picture, (left, top))
+    square.paste(picture, (-left, -top))
     return square

@@ -61,6 +61,7 @@ class Embeddings:
     arithmetic: str  # precision and runtime: "torch-fp32"
     pixels: str | None  # how pictures were prepared; None: sentences
     crop: str | None
+    decode: str | None
 
     def __iter__(self) -> Iterator[Embedded | Failure]:
         start = 0
@@ -195,6 +196,7 @@ def _checked(
         arithmetic=_get(made, "arithmetic", str),
         pixels=None if of_texts else _get(made, "pixels", str),
         crop=None if of_texts else _get(made, "crop", str),
+        decode=None if of_texts else _get({"decode": "exact", **made}, "decode", str),  # as it was before it said so
     )
 
 

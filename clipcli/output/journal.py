@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -114,10 +115,13 @@ class SideCar:
             failed = [Span(*map(int, span)) for span in content["failed"]]
             done, offset = int(content["done"]), int(content["offset"])
             state = State(done, str(content["inputs"]), offset, str(content["rows"]), len(failed))
-            if min(0, done, offset, *(number for span in failed for number in span)) < 0:
-                raise ValueError("a negative number")
+            place = end = 0
+            for span in (*failed, Span(done, offset, 0)):  # each row stands behind the one before it
+                if not (place <= span.input <= sys.maxsize and end <= span.start and span.length >= 0):
+                    raise ValueError("numbers that can't be")
+                place, end = span.input + 1, span.start + span.length
             return Saved(dict(content["settings"]), state, failed, bool(content["pending"]))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             hint = "restore it, or begin anew with --force"
             raise UsageError(f"{self.path}: is no record of a run", hint=hint) from error
 

@@ -77,6 +77,8 @@ def read(path: Path) -> tuple[bytes, NDArray[np.float32], list[str], list[tuple[
             texts = file.schema_arrow.names[:1] == ["text"]
             if made is None or not file.schema_arrow.equals(_schema(texts)):
                 raise ValueError("its columns are not those of embeddings")
+            if any(c.compression != "UNCOMPRESSED" or c.has_dictionary_page for c in _chunks(file.metadata)):
+                raise ValueError("it is compressed, and may hold more than the file has bytes for")
             return made, *_read(file, path.stat().st_size)
     except (pa.ArrowException, OSError, MemoryError) as error:
         raise ValueError(f"truncated or damaged: {error}") from error
@@ -93,6 +95,12 @@ def _schema(texts: bool) -> pyarrow.Schema:
         "error_message": pa.string(),
     }
     return pa.schema(list(kinds.items()))
+
+
+def _chunks(about: Any) -> Iterator[Any]:
+    """What the file says of each column of each row group."""
+    for group in map(about.row_group, range(about.num_row_groups)):
+        yield from map(group.column, range(group.num_columns))
 
 
 def _rows(names: Iterator[str], failures: Failures) -> Iterator[tuple[str, Failure | None]]:

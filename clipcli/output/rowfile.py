@@ -85,7 +85,7 @@ class RowFile:
         self._stream.seek(0)
         for chunk in _chunks(self._stream, self.state.offset):
             self._rows.update(chunk)
-        if self._rows.hexdigest() != self.state.rows:
+        if self._stream.tell() != self.state.offset or self._rows.hexdigest() != self.state.rows:
             raise UsageError(f"{self._name}: has changed since its run wrote it", hint=f"restore it, or {ANEW}")
         self.offset = self.state.offset
         if self._retry:

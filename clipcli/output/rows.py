@@ -57,6 +57,8 @@ class RowReader:
                 if len(record) >= _LONGEST:
                     raise ValueError(f"more than {_LONGEST >> 20} MiB")
                 row = self._row(record)
+                if row is not None and "\0" in row.path:  # it would be two names behind --print0
+                    raise ValueError("a name holds a NUL")
             except ValueError as error:
                 what = f"{self._name}:{number}: not a row of {self.format or 'any format'}: {str(error)[:100]}"
                 raise UsageError(what, hint=_HINT) from error

@@ -14,21 +14,25 @@ import re
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, BinaryIO
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from clipcli import __version__
-from clipcli.errors import OutputError, UsageError
+from clipcli.errors import OutputError, UsageError, cannot_write
+from clipcli.images.stream import decoder
 from clipcli.output.embeddings import FORMAT, KEY, VERSION, name_in
 from clipcli.output.jsonl import path_members
 from clipcli.records import Embedded, Failure
-from clipcli.weights.folder import cannot_write, whole_file
+from clipcli.weights.folder import whole_file
 from clipcli.weights.model import Model
+
+if TYPE_CHECKING:
+    from clipcli.images.stream import Decode
+    from clipcli.images.transform import Crop, Pixels
 
 ENDINGS = (".safetensors", ".npz", ".parquet")
 LONGEST_HEADER = 100_000_000  # bytes that safetensors allows
@@ -51,14 +55,15 @@ def save_embeddings(
     path: str | Path,
     model: Model,
     *,
-    pixels: str = "auto",
-    crop: str = "model",
+    pixels: Pixels = "auto",
+    crop: Crop = "model",
+    decode: Decode = "auto",
     texts: bool = False,
 ) -> None:
     """Write what `embed` yields to `path`, as it comes; the file is there when all is done, and not before.
 
-    `pixels` and `crop` are those of the options that `embed` had; `texts`: the rows are those of `embed_texts`. Raises
-    UsageError, OutputError, and what `rows` raises.
+    `pixels`, `crop` and `decode` are those of the options that `embed` had; `texts`: the rows are those of
+    `embed_texts`. Raises UsageError, OutputError, and what `rows` raises.
     """
     dim = model.config.embed_dim
     made: dict[str, object] = {"format": FORMAT, "version": VERSION, "dim": dim, "model": model.name}
@@ -66,7 +71,7 @@ def save_embeddings(
         made["text_fingerprint"] = model.text_fingerprint
     else:
         made |= {"image_fingerprint": model.image_fingerprint, "pixels": pixels, "crop": crop}
-        made["decoder"] = f"pillow {version('pillow')}"
+        made |= {"decode": "exact" if pixels == "reference" else decode, "decoder": decoder(pixels, decode)}
     made |= {"arithmetic": model.arithmetic, "clipcli": __version__}
     with _spool(Path(path), _json(made), texts) as spool:
         for row in rows:
@@ -139,8 +144,12 @@ def _spool(path: Path, made: str, texts: bool) -> Iterator[_Spool]:
     folder = Path(os.path.realpath(path)).parent
     with _telling(path):
         vectors, words = TemporaryFile(dir=folder), TemporaryFile(dir=folder)  # noqa: SIM115 -- closed below
-    with vectors, words:
+    try:
         yield _Spool(path, made, texts, (vectors, words))
+    finally:
+        for file in (vectors, words):
+            with suppress(OSError):  # of a full disk, on which nothing of them is wanted any more
+                file.close()
 
 
 @contextmanager

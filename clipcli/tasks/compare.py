@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from heapq import nlargest
 from pathlib import Path
-from statistics import fmean
 from typing import NamedTuple
 
 from clipcli.errors import UsageError
@@ -173,7 +172,7 @@ def _side(matched: list[Answer], alone: list[Named], labelled: list[Answer]) -> 
         rows=len(answers),
         failed=sum(one.error is not None for one in answers),
         abstained=sum(one.abstained for one in answers),
-        mean_score=fmean(scores) if scores else math.nan,
+        mean_score=sum(scores) / len(scores) if scores else math.nan,
     )
 
 

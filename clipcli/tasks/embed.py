@@ -12,9 +12,9 @@ exits.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from clipcli.images.find import Walk
-from clipcli.images.stream import Batch, Prepared, batches, default_workers, make_prepare
+from clipcli.images.stream import Batch, Decode, Prepared, batches, cpus, decoder, default_workers, make_prepare
 from clipcli.output.embeddings import Embeddings
 from clipcli.records import Embedded, Failure, FailureKind, Item, Source
 from clipcli.store import keys
@@ -44,10 +44,16 @@ class EmbedOptions:
 
     pixels: Pixels = "auto"
     crop: Crop = "model"
+    decode: Decode = "auto"
     batch_size: int | None = None  # None: chosen by device
     workers: int | None = None  # decoding threads; None: one a CPU
     flush_after: float | None = None  # seconds of silent input after which a partial batch goes through
     save_crop: Path | None = None  # a folder for what the model saw; nothing is recalled then
+
+    @property
+    def decoder(self) -> str:
+        """What turns bytes into pixels, with versions."""
+        return decoder(self.pixels, self.decode)
 
     def speed(self, model: Model) -> tuple[int, int]:
         """Batch size and decoding threads of a run: what was asked for, else what suits the device."""
@@ -91,10 +97,11 @@ def _embed_sources(items: Iterable[Item], model: Model, options: EmbedOptions) -
     size = model.config.vision.image_size
     stream = batches(
         items,
-        make_prepare(model.config.preprocess, size, options.pixels, options.crop, memory),
+        make_prepare(model.config.preprocess, size, options.pixels, options.crop, memory, options.decode),
         batch_size=batch_size,
         workers=workers,
         flush_after=options.flush_after,
+        turns=workers >= cpus() and not model.on_cuda and sys.platform != "darwin",  # a Mac's GPU may be the model's
     )
     for batch in stream:
         if options.save_crop is not None:
@@ -118,7 +125,7 @@ class _Remembered:
     def __init__(self, model: Model, options: EmbedOptions) -> None:
         self._store = model.store
         self._recalls = options.save_crop is None
-        self._policy = f"{POLICY} {options.pixels} {options.crop} pillow {version('pillow')}"
+        self._policy = f"{POLICY} {options.pixels} {options.crop} {options.decoder}"
         self._maker = (model.image_fingerprint, model.arithmetic)
 
     def recall(self, file: bytes) -> Prepared | None:

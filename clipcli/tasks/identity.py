@@ -41,6 +41,7 @@ def row_settings(
         "--unknown-label": options.unknown_label,
         "--pixels": options.pixels,
         "--crop": options.crop,
+        "--decode": "exact" if options.pixels == "reference" else options.decode,
     }
 
 

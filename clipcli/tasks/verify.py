@@ -1,8 +1,9 @@
 """Whether this machine computes what it should: a model here and now against a slower, plainer way.
 
 In: a model on the device and in the precision to be tried. Out: `Check`s, each with the largest deviation seen and
-what is allowed. The reference is fp32 on the CPU, one input at a time, on pictures and token ids made here. Where
-outputs of the real checkpoint were published, `verify_pictures` compares with those. Nothing is printed.
+what is allowed. The reference is the plain towers, in fp32 on the CPU, one input at a time, on pictures and token ids
+made here. Where outputs of the real checkpoint were published, `verify_pictures` compares with those. Nothing is
+printed.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def published_for(model: Model) -> tuple[Published, ...]:
 
 def verify(model: Model) -> Iterator[Check]:
     """Compare the model as it is placed with fp32 on the CPU, on made inputs."""
-    plain = Model(model.checkpoint, device="cpu", precision="fp32", store=model.store)
+    plain = Model(model.checkpoint, device="cpu", precision="fp32", store=model.store, reference=True)
     precision = model.placement.precision
     tolerance = RESNET_TOLERANCE if isinstance(model.config.vision, ResNetConfig) else TOLERANCE
     allowed = tolerance[precision]

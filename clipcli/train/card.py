@@ -35,12 +35,15 @@ The folder has open_clip's layout. open_clip itself takes its built-in vocabular
 `hf_tokenizer_name` in `open_clip_config.json` names a folder with a tokenizer: set it to this folder's path.
 {transformers}
 
-Nobody has looked at what the data hold, or under which terms they come: say so here before you give the model away.
+Nobody has looked at what the data hold, or under which terms they come: say so here before you give the model
+away.{terms}
 
 ## Settings that differ from the defaults
 
 {settings}
 """
+
+_INHERITED = " It goes on from `{init}`, and that model's terms hold for it too."
 
 
 def card(trainer: Trainer, request: Request) -> str:
@@ -66,6 +69,7 @@ def card(trainer: Trainer, request: Request) -> str:
         steps=trainer.steps,
         batch=config.batch_size,
         held=f"{trainer.state.best:.1%}" if len(trainer.feed.held) else "none were held out",
+        terms=_INHERITED.format(init=printable(config.init)) if config.init else "",
         transformers="transformers has no CLIP with a ResNet."
         if resnet
         else "`clipcli models export FOLDER --layout transformers -o DIR` makes a copy that transformers reads.",

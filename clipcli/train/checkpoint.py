@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clipcli.errors import ModelError, OutputError, UsageError
+from clipcli.errors import ModelError, OutputError, UsageError, cannot_write
 from clipcli.model.clip import CLIP
 from clipcli.train.config import TrainConfig
 from clipcli.train.optim import Ema
@@ -85,7 +85,7 @@ def remove(folder: Path) -> None:
     try:
         (folder / NAME).unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder / NAME}: {(error.strerror or 'not removed').lower()}") from error
+        raise cannot_write(folder / NAME, error) from error
 
 
 def read(folder: Path) -> tuple[State, dict[str, Tensor]]:
@@ -100,9 +100,23 @@ def read(folder: Path) -> tuple[State, dict[str, Tensor]]:
         if told.pop("version") != _VERSION:
             raise ModelError(f"{path}: of another version of clipcli", hint="finish the run with that one")
         config = TrainConfig.read(None, told.pop("config"))
-        return State(config=config, **told), tensors
-    except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        state = State(config=config, **told)
+        _check_kinds(state)
+        return state, tensors
+    except UsageError as error:  # an older version had other settings
+        raise ModelError(f"{path}: {error.message}", hint="finish the run with the clipcli that began it") from error
+    except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not a checkpoint of a training run", hint="begin anew with --force") from error
+
+
+def _check_kinds(state: State) -> None:
+    """Raise ValueError where a field is of another kind than `save` writes it."""
+    for name, value in vars(State(state.config, "", "")).items():
+        kind = (int, float) if isinstance(value, float) else type(value)
+        if not isinstance(getattr(state, name), kind):
+            raise ValueError(name)
+    if min(state.step, state.updates) < 0 or not all(isinstance(loss, (int, float)) for loss in state.losses):
+        raise ValueError("step")
 
 
 def check_settings(state: State, config: TrainConfig, folder: Path) -> None:

@@ -108,7 +108,8 @@ class TrainConfig:
             try:
                 values |= tomllib.loads(recipe.read_text(encoding="utf-8"))
             except OSError as error:
-                raise UsageError(f"{recipe}: {(error.strerror or 'can not be read').lower()}") from error
+                what = f"{recipe}: {(error.strerror or 'can not be read').lower()}"
+                raise UsageError(what, hint="--recipe takes a TOML file: docs/training.md has one") from error
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
                 raise UsageError(f"{recipe}: {str(error).lower()}", hint="a recipe is TOML: epochs = 20") from error
         config = cls(**{name: _value(name, value) for name, value in {**values, **(changes or {})}.items()})  # type: ignore[arg-type]
@@ -121,8 +122,12 @@ class TrainConfig:
             _demand(getattr(self, name) >= 1, name, "must be at least 1")
         for name in _NOT_NEGATIVE:
             _demand(getattr(self, name) >= 0, name, "can't be negative")
+        for name in (*_COUNTS, "heads", "text_heads", "batch_size", "text_warmup"):
+            _demand(getattr(self, name) <= 1 << 20, name, f"must be at most {1 << 20:,}")
         for name in ("epochs", "learning_rate", "epsilon", "eval_every"):
-            _demand(getattr(self, name) > 0, name, "must be more than 0")
+            _demand(0 < getattr(self, name) <= 1e9, name, "must be more than 0, and at most 1e9")
+        _demand(self.seed < 1 << 63, "seed", "must be less than 2**63")
+        _demand(max(self.canvas, self.image_size, *self.sizes) <= 8192, "canvas", "and the sizes must be at most 8192")
         _demand(self.batch_size >= 2, "batch_size", "must be at least 2: a picture is told apart from others")
         for name in ("hold_out", "alias", "broader", "smoothing", "warmup", "flip", "grey", "erase", "mix", "jitter"):
             _demand(0 <= getattr(self, name) <= 1, name, "must lie between 0 and 1")

@@ -38,7 +38,12 @@ def joined(device: str = "auto") -> Iterator[tuple[Share, str]]:
     own = f"cuda:{os.environ['LOCAL_RANK']}" if cuda else "cpu"
     if cuda:
         torch.cuda.set_device(place(own, "fp32").device)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
+    try:
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
+    except (ValueError, RuntimeError) as error:  # numbers that are none; nobody at the address
+        raise UsageError(
+            f"the processes don't find each other: {str(error).splitlines()[0]}", hint="start it with torchrun"
+        ) from error
     try:
         yield Share(dist.get_rank(), dist.get_world_size()), own
     finally:

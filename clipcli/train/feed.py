@@ -24,7 +24,7 @@ from clipcli.images.budget import MAX_MEMORY, Budget
 from clipcli.images.decode import open_picture
 from clipcli.images.transform import transform
 from clipcli.model.config import Preprocess
-from clipcli.records import Failure, Label, Source
+from clipcli.records import Failure, FailureKind, Label, Source
 from clipcli.train.config import TrainConfig
 from clipcli.train.pairs import Pair, at_most, read_pairs, shards
 
@@ -33,6 +33,7 @@ Progress = Callable[[int], None]  # pairs found so far
 
 log = logging.getLogger("clipcli")
 
+_HELD = 1 << 30  # bytes of undecoded pictures that are shuffled at once
 _BLOCK = 4096  # kept canvases that are allocated together
 
 
@@ -223,14 +224,17 @@ class Feed:
         """All chosen pairs, shard by shard in a random order, drawn from a buffer."""
         chosen = set(self.chosen.tolist())
         buffer: list[Pair] = []
+        held = 0  # bytes that came with the pairs
         for shard in rng.permutation(len(self.shards)):
             for index, pair in self._numbered(int(shard)):
                 if index not in chosen:
                     continue
                 buffer.append(pair)
-                if len(buffer) > self.config.shuffle_buffer:
+                held += len(pair.source.data or b"")
+                while len(buffer) > self.config.shuffle_buffer or held > _HELD:
                     place = int(rng.integers(len(buffer)))
                     buffer[place], buffer[-1] = buffer[-1], buffer[place]
+                    held -= len(buffer[-1].source.data or b"")
                     yield buffer.pop()
         for place in rng.permutation(len(buffer)):
             yield buffer[place]
@@ -264,17 +268,21 @@ class Feed:
             picture = open_picture(source, take=take)
             if isinstance(picture, Failure):
                 return picture
-            return transform(picture, Preprocess(), self.size, crop="squash"), picture.width / picture.height
+            try:
+                return transform(picture, Preprocess(), self.size, crop="squash"), picture.width / picture.height
+            except MemoryError:
+                return Failure(source.path, FailureKind.TOO_LARGE, "not enough memory to resize it")
 
     def _keep(self, canvas: NDArray[np.uint8], aspect: float) -> None:
         if self._blocks is None:
             return
         number = len(self._aspects)
-        if (number + 1) * canvas.nbytes > self.config.keep_gb * 1e9:
+        most = int(self.config.keep_gb * 1e9 // canvas.nbytes)
+        if number >= most:
             self._blocks, self._aspects = None, []
             return
         if not number % _BLOCK:
-            self._blocks.append(np.empty((_BLOCK, *canvas.shape), np.uint8))
+            self._blocks.append(np.empty((min(_BLOCK, most - number), *canvas.shape), np.uint8))
         self._blocks[-1][number % _BLOCK] = canvas
         self._aspects.append(aspect)
 

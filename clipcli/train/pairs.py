@@ -27,6 +27,7 @@ from clipcli.zeroshot.files import checked
 TABLES, LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
 PICTURES, TEXTS = ("jpg", "jpeg", "png", "webp"), ("txt", "json", "cls")  # endings in an archive
 MAX_TEXT = 1 << 16  # bytes of a picture's words
+LONGEST = 1 << 24  # characters of a table's line
 _LIMITS = dict.fromkeys(PICTURES, MAX_BYTES) | dict.fromkeys(TEXTS, MAX_TEXT)
 PATH, CAPTION = ("path", "filepath", "file_name", "image"), ("caption", "title", "text")  # names of columns
 
@@ -170,10 +171,17 @@ def _folder(path: str, classes: _Classes) -> Iterator[Pair | Failure]:
 
 
 def _open(path: str) -> TextIO:
+    if not os.path.isfile(path):  # a FIFO would wait for a writer, and is read once
+        raise UsageError(f"{path}: is no file", hint="data are read again and again")
     try:
         return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")  # names are bytes
     except OSError as error:
         raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _bounded(file: TextIO) -> Iterator[str]:
+    """The lines; one without an end comes in pieces, which are no rows."""
+    return iter(lambda: file.readline(LONGEST), "")
 
 
 def _table(path: str, classes: _Classes) -> Iterator[Pair | Failure]:
@@ -184,7 +192,7 @@ def _table(path: str, classes: _Classes) -> Iterator[Pair | Failure]:
         if not set(columns) & set(PATH) or not set(columns) & {*CAPTION, "label"}:
             hint = f"path,caption or path,label; there is {header.strip()[:80]!r}"
             raise UsageError(f"{path}:1: no line that names the columns", hint=hint)
-        rows = csv.reader(file, delimiter=cut, strict=True)
+        rows = csv.reader(_bounded(file), delimiter=cut, strict=True)
         number = 1
         try:
             for row in rows:
@@ -201,7 +209,7 @@ def _table(path: str, classes: _Classes) -> Iterator[Pair | Failure]:
 
 def _lines(path: str, classes: _Classes) -> Iterator[Pair | Failure]:
     with _open(path) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_bounded(file), 1):
             if not line.strip():
                 continue
             try:
@@ -224,6 +232,8 @@ def _entry(entry: Mapping[str, Any], where: str, table: str, classes: _Classes) 
     truth = _truth(entry, classes)
     if isinstance(truth, str):
         return Failure(path, FailureKind.MISSING, f"{truth} ({where})")
+    if is_archive(path):
+        return Failure(path, FailureKind.NOT_A_PICTURE, f"an archive, not a picture ({where})")
     found = next(iter(Walk((path,), folders=False)))
     return replace(found, message=f"{found.message} ({where})") if isinstance(found, Failure) else Pair(found, *truth)
 

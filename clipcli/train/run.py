@@ -8,8 +8,10 @@ evaluates and writes.
 from __future__ import annotations
 
 import csv
+import re
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +19,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from clipcli.errors import OutputError, UsageError
+from clipcli.errors import ClipcliError, PictureError, UsageError, cannot_write
 from clipcli.model.clip import CLIP
 from clipcli.model.config import ClipConfig
 from clipcli.model.device import place
@@ -35,7 +37,7 @@ from clipcli.train.vocabulary import train_vocabulary
 from clipcli.train.warm import warm_text
 from clipcli.train.words import Words, examples
 from clipcli.weights.folder import check_new_folder
-from clipcli.weights.model import Model, load_model
+from clipcli.weights.model import Model, is_out_of_memory, load_model
 from clipcli.weights.open_clip import CONFIG
 from clipcli.weights.save import save_model
 from clipcli.zeroshot import templates as template_files
@@ -44,6 +46,7 @@ LOG = "log.csv"
 HELD_OUT = "held_out"  # the name of the column
 COLUMNS = ("step", "epoch", "seconds", "loss", "scale", "learning_rate", "image_size", "pictures_per_second", HELD_OUT)
 _LINES_AN_EPOCH = 20
+_STEP = re.compile("[0-9]{1,18}")
 
 Progress = Callable[[int], None]
 
@@ -54,7 +57,7 @@ class Ready:
 
     pairs: int  # that are learned from
     held_out: int
-    failures: tuple[Failure, ...]  # what had to be left out
+    failures: Sequence[Failure]  # what had to be left out; of pictures that are read again, it may get longer
     kept: bool  # decoded pictures lie in memory
     device: str  # and the arithmetic
     parameters: int
@@ -110,30 +113,45 @@ def train(request: Request, config: TrainConfig, progress: Progress | None = Non
     if earlier:
         checkpoint.check_settings(earlier[0], config, request.output)
     check_new_folder(request.output, CONFIG, force=True)  # now, not after the first hour
-    trainer, run = _prepare(request, config, earlier, progress)
-    feed = trainer.feed
+    with _enough_memory():
+        trainer, run = _prepare(request, config, earlier, progress)
+        feed = trainer.feed
+        feed.failures += [failure for some in run.sets for failure in some.failed]
+        try:
+            yield Ready(
+                len(feed.chosen),
+                len(feed.held),
+                feed.failures,
+                feed.kept,
+                f"{trainer.device}, {precision_of(config, trainer.device)}",
+                sum(p.numel() for p in trainer.clip.parameters()),
+                trainer.clip_config.text.vocab_size,
+                trainer.steps,
+                trainer.state.step,
+            )
+            if run.first:
+                run.begin()
+            for step in trainer.run():
+                # Before it is told: what a step leads to is never skipped.
+                events = run.after(step) if run.first else []
+                yield step
+                yield from events
+        except GeneratorExit:
+            if run.first and trainer.state.step:
+                trainer.save(request.output)
+            raise
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Tell a person what a device that has too little says in its own way."""
     try:
-        yield Ready(
-            len(feed.chosen),
-            len(feed.held),
-            (*feed.failures, *(failure for some in run.sets for failure in some.failed)),
-            feed.kept,
-            f"{trainer.device}, {precision_of(config, trainer.device)}",
-            sum(p.numel() for p in trainer.clip.parameters()),
-            trainer.clip_config.text.vocab_size,
-            trainer.steps,
-            trainer.state.step,
-        )
-        if run.first:
-            run.begin()
-        for step in trainer.run():
-            events = run.after(step) if run.first else []  # before it is told: what a step leads to is never skipped
-            yield step
-            yield from events
-    except GeneratorExit:
-        if run.first and trainer.state.step:
-            trainer.save(request.output)
-        raise
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        hint = "take a smaller batch_size, a chunk_size (which changes no result), or a smaller model"
+        raise ClipcliError("not enough memory for this training", hint=hint) from error
 
 
 class _Run:
@@ -244,6 +262,8 @@ def _prepare(
     clip_config = base.config if base else config.clip_config(tokenizer.vocab_size)
     wanted = {} if request.share.rank else request.sets
     sets = [read_set(name, path, clip_config, words) for name, path in wanted.items()]
+    if request.strict and (failed := [failure for some in sets for failure in some.failed]):
+        raise PictureError(f"{failed[0].path}: {failed[0].message}", hint="without --strict it would be left out")
     clip = _first_weights(clip_config, config, base).to(device)
     if not base and not earlier:
         warm_text(clip, tokenizer, Words(config, templates), feed, config)
@@ -298,10 +318,14 @@ class _Log:
     def begin(self, step: int) -> None:
         """Keep the lines up to `step`, which the run goes on from."""
         rows: list[dict[str, str]] = []
-        if step and self._path.is_file():
-            with self._path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
-            rows = [row for row in rows if int(row["step"]) <= step]
+        try:
+            if step and self._path.is_file():
+                with self._path.open(newline="", encoding="utf-8", errors="replace") as file:
+                    rows = [row for row in csv.DictReader(file) if _STEP.fullmatch(row.get("step") or "")]
+                rows = [row for row in rows if int(row["step"]) <= step]
+        except (OSError, csv.Error) as error:
+            hint = "move it away, and --resume begins a new one"
+            raise UsageError(f"{self._path}: not the log of a run", hint=hint) from error
         self._write("w", rows, header=True)
 
     def write(self, step: Step, seconds: float, losses: list[float], accuracy: Mapping[str, float]) -> None:
@@ -329,4 +353,4 @@ class _Log:
                     writer.writeheader()
                 writer.writerows(rows)
         except OSError as error:
-            raise OutputError(f"{self._path}: {(error.strerror or 'not written').lower()}") from error
+            raise cannot_write(self._path, error, "go on with --resume") from error

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from clipcli import __version__
-from clipcli.errors import UsageError, VocabularyError
+from clipcli.errors import ModelError, UsageError, VocabularyError
 from clipcli.model.config import ClipConfig, Preprocess, TextConfig, ViTConfig
 from clipcli.tokenizer import STANDARD_SIZE, Tokenizer
 from clipcli.weights import open_clip, transformers
@@ -59,7 +59,7 @@ def export_model(
             CARD: card.encode(errors="replace"),
         }
     carried = [checkpoint.path / name for name in CARRIED]
-    files |= {path.name: path.read_bytes() for path in carried if path.is_file()}
+    files |= {path.name: _read(path) for path in carried if path.is_file()}
     write_folder(out, files, force=force)
     return [out / name for name in files]
 
@@ -180,11 +180,19 @@ def _third(tensor: Tensor, index: int) -> Tensor:
     return Tensor((rows // 3, *rest), tensor.dtype, lambda: np.split(tensor.read(), 3)[index])
 
 
+def _read(path: Path) -> bytes:
+    """A file that is copied from the model. Raises ModelError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+
+
 def _card(checkpoint: Checkpoint, layout: Target, origin: str) -> str:
     """The model's own card, if it has one, and what this copy is."""
     config, name = checkpoint.config, checkpoint.name
     own = checkpoint.path / CARD
-    text = own.read_text(encoding="utf-8", errors="replace") if own.is_file() else f"# {name}\n"
+    text = _read(own).decode(errors="replace") if own.is_file() else f"# {name}\n"
     said = [f"Written by clipcli {__version__} in the layout of {layout}, from {name} ({checkpoint.layout}). {origin}"]
     if layout == "open_clip" and has_own_vocabulary(config):
         said.append(

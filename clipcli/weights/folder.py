@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from clipcli.errors import OutputError, UsageError
+from clipcli.errors import OutputError, UsageError, cannot_write
 from clipcli.weights import open_clip, transformers
 from clipcli.weights.tensors import Tensor
 
@@ -54,6 +54,8 @@ def check_new_folder(folder: Path, config: str, *, force: bool) -> None:
         raise UsageError(f"{folder}: exists already", hint="use --force to replace the model in it")
     if found := names & other:
         raise UsageError(f"{folder}: holds another model ({found.pop()}), which would be mixed with it", hint=PLACE)
+    if CARD in names and config not in names:
+        raise UsageError(f"{folder}: holds no model, but a {CARD}, which would be replaced", hint=PLACE)
 
 
 def write_folder(folder: Path, files: Mapping[str, Content], *, force: bool = False) -> None:
@@ -146,8 +148,3 @@ def _sync(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def cannot_write(folder: Path, error: OSError) -> OutputError:
-    """The error that says why a folder or file can't be written."""
-    return OutputError(f"{folder}: can't be written: {(error.strerror or str(error)).lower()}", hint=PLACE)

@@ -22,7 +22,7 @@ from clipcli.weights import catalog
 from clipcli.weights.hub_cache import Wanted, hub_cache
 
 NETWORK: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library, which changed with huggingface_hub's versions
-_LOCAL_HINT = "check the connection and try again, or use a model on this disk: -m PATH"
+_LOCAL_HINT = "check the connection and try again, or use a model on this disk: -m PATH, or -m tiny"
 
 
 def explain(error: BaseException, wanted: Wanted) -> ClipcliError:
@@ -86,7 +86,7 @@ def _explain_status(response: Any, wanted: Wanted) -> ModelError:
     if status >= 500:
         return ModelError(
             f"{name}: the Hub is in trouble ({status})",
-            hint="try again in some minutes, or use a model on this disk: -m PATH",
+            hint="try again in some minutes, or use a model on this disk: -m PATH, or -m tiny",
         )
     return ModelError(
         f"{name}: the Hub answers {status}",

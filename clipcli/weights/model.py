@@ -10,6 +10,7 @@ import hashlib
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcli.errors import ModelError, VocabularyError
-from clipcli.model.config import Activation, ClipConfig
+from clipcli.model.config import Activation, ClipConfig, ViTConfig
 from clipcli.store.database import Store
 from clipcli.tokenizer import Tokenizer, files_of
 from clipcli.weights import catalog
@@ -28,15 +29,13 @@ from clipcli.weights.load import Checkpoint, load_checkpoint
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from clipcli.model.clip import ImageTower
     from clipcli.model.device import Placement, Precision
     from clipcli.model.text import TextTransformer
 
 log = logging.getLogger("clipcli")
 
-TOKENS_PER_BATCH = 1500  # more gains nothing on a CPU (two cores, ViT-B/32)
 Vectors = NDArray[np.float32]
 
 
@@ -73,13 +72,20 @@ def load_model(
 
 
 class Model:
-    """Two towers and a tokenizer. `encode_image` and `encode_text` return unit vectors in fp32 numpy."""
+    """Two towers and a tokenizer. `encode_image` and `encode_text` return unit vectors in fp32 numpy.
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str, precision: Precision, store: Store) -> None:
+    With `reference` they run the readable towers, not what was derived from them: for comparisons.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: str, precision: Precision, store: Store, reference: bool = False
+    ) -> None:
         self.checkpoint = checkpoint
         self.store = store
         self._asked = (device, precision)
+        self._reference = reference
         self._most = sys.maxsize  # pictures in a batch, once memory was short
+        self._begun = 0  # pictures that numpy encoded, and those that were too many for it
 
     def __repr__(self) -> str:
         return f"<clipcli.Model {self.name}>"
@@ -109,13 +115,21 @@ class Model:
         return place(*self._asked)
 
     @property
+    def where(self) -> str:
+        """`placement` in words, without torch where that is a CPU beyond doubt."""
+        device, precision = self._asked
+        is_cpu = device == "cpu" or (device == "auto" and self._no_cuda and sys.platform != "darwin")
+        return "cpu, fp32" if is_cpu and precision in ("auto", "fp32") else str(self.placement)
+
+    @property
     def arithmetic(self) -> str:
         """Runtime and precision: numbers made in the same arithmetic may be kept under the same key.
 
         Known without torch where the device can't change it, so that a run whose answers are kept starts quickly.
+        What numpy makes of a few pictures differs by less than 1e-5 from what torch does, and goes by torch's name.
         """
-        device, precision = self._asked
-        if precision == "auto" and (device in ("cpu", "mps") or (device == "auto" and _cuda_is_ruled_out())):
+        precision = self._asked[1]
+        if precision == "auto" and self._no_cuda:
             precision = "fp32"
         return f"torch-{self.placement.precision if precision == 'auto' else precision}"
 
@@ -156,17 +170,26 @@ class Model:
     @property
     def on_cuda(self) -> bool:
         """Whether it runs on a CUDA device; torch is asked only where there may be one."""
-        if self._asked[0] in ("cpu", "mps") or (self._asked[0] == "auto" and _cuda_is_ruled_out()):
-            return False
-        return self.placement.device.type == "cuda"
+        return not self._no_cuda and self.placement.device.type == "cuda"
+
+    @property
+    def _no_cuda(self) -> bool:
+        """Whether it runs on no CUDA device, as far as that is known without torch."""
+        device = self._asked[0]
+        return device in ("cpu", "mps") or (device == "auto" and _cuda_is_ruled_out())
 
     def encode_image(self, pixels: NDArray[np.uint8]) -> Vectors:
         """Map pictures [B, 3, size, size] (uint8, RGB) to unit embeddings [B, embed_dim] (fp32).
 
         Where the device's memory is too small for the batch, it goes through in halves, and later ones as well.
         Pictures whose embedding isn't finite in half precision are encoded again in fp32; what still isn't finite
-        comes back so. Raises ModelError where there is no memory for a single picture.
+        comes back so. A process that needs torch for nothing else leaves its first few pictures to `model.plain`.
+        Raises ModelError where there is no memory for a single picture.
         """
+        vision = self.config.vision
+        if isinstance(vision, ViTConfig) and not self._reference and self._are_few(len(pixels), vision):
+            with suppress(MemoryError):  # torch will do it in halves
+                return self._encode_plainly(pixels, vision)
         import torch
 
         if len(pixels) > self._most:
@@ -175,7 +198,7 @@ class Model:
         try:
             vectors = self._encode_image(self._image_tower, pixels, self.placement.dtype)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             self._halve(len(pixels), error)
             return self.encode_image(pixels)
@@ -184,7 +207,7 @@ class Model:
             vectors[wrong] = self._encode_image(self._exact_image_tower, pixels[wrong], torch.float32)
         return vectors
 
-    def _encode_image(self, tower: ImageTower, pixels: NDArray[np.uint8], dtype: torch.dtype) -> Vectors:
+    def _encode_image(self, tower: nn.Module, pixels: NDArray[np.uint8], dtype: torch.dtype) -> Vectors:
         import torch
 
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -192,6 +215,27 @@ class Model:
             batch = torch.from_numpy(pixels).to(self.placement.device)
             normalised = batch.float().div_(255).sub_(mean).div_(std)
             return _unit(tower(normalised.to(dtype)))
+
+    def _are_few(self, pictures: int, vision: ViTConfig) -> bool:
+        """Whether numpy does so many more pictures before torch would be imported, and the same numbers come out."""
+        device, precision = self._asked
+        if "torch" in sys.modules or device == "mps" or precision not in ("auto", "fp32") or not self._no_cuda:
+            return False
+        from clipcli.model import plain
+
+        self._begun += pictures
+        return self._begun <= plain.few(vision)
+
+    def _encode_plainly(self, pixels: NDArray[np.uint8], vision: ViTConfig) -> Vectors:
+        from clipcli.model import plain
+
+        preprocess = self.config.preprocess
+        mean, std = (np.array(x, np.float32).reshape(3, 1, 1) for x in (preprocess.mean, preprocess.std))
+        normalised = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+        vectors = plain.forward(vision, self.checkpoint.arrays, normalised)
+        with np.errstate(all="ignore"):  # what isn't finite is told by the caller
+            unit: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit
 
     def _halve(self, size: int, error: Exception) -> None:
         """Let no batch be larger than half of `size` from now on. Raises ModelError where it was one picture."""
@@ -208,31 +252,38 @@ class Model:
     def encode_text(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Vectors]]:
         """Map prompts (token ids with start and end, ragged) to unit embeddings.
 
-        Yields (indices into `ids`, fp32 [len(indices), embed_dim]) as batches are done: prompts of like length
-        go together, since the causal tower needs no padding to the full context.
+        Yields (indices into `ids`, fp32 [len(indices), embed_dim]) as batches are done: prompts that begin alike and
+        are of like length go together.
         """
-        import torch
+        if ids and self._reference:
+            import torch
 
-        from clipcli.model.text import pad
+            from clipcli.model.text import pad
 
-        for indices in _batches_by_length(ids):
-            padded = pad([ids[index] for index in indices])
             with torch.inference_mode():
-                yield indices, _unit(self._text_tower(padded.to(self.placement.device)))
+                together = _unit(self._text_tower(pad(ids).to(self.placement.device)))
+            yield list(range(len(ids))), together
+        elif ids:
+            from clipcli.model import prefix
+
+            for indices, vectors in prefix.encode(self._text_tower, ids):
+                yield indices, _unit(vectors)
 
     @cached_property
-    def _image_tower(self) -> ImageTower:
+    def _image_tower(self) -> nn.Module:
+        return self._build_image_tower().to(self.placement.device, self.placement.dtype)
+
+    @cached_property
+    def _exact_image_tower(self) -> nn.Module:
+        """The image tower in fp32, for pictures that half precision can't hold."""
+        return self._build_image_tower().to(self.placement.device)
+
+    def _build_image_tower(self) -> nn.Module:
         from clipcli.model.clip import build_image_tower
+        from clipcli.model.fast import fast
 
         tower = build_image_tower(self.config, self.checkpoint.tower("image"))
-        return tower.to(self.placement.device, self.placement.dtype)
-
-    @cached_property
-    def _exact_image_tower(self) -> ImageTower:
-        """The image tower in fp32, for pictures that half precision can't hold."""
-        from clipcli.model.clip import build_image_tower
-
-        return build_image_tower(self.config, self.checkpoint.tower("image")).to(self.placement.device)
+        return tower if self._reference or self.placement.device.type == "mps" else fast(tower)  # never tried on MPS
 
     @cached_property
     def _text_tower(self) -> TextTransformer:
@@ -267,7 +318,7 @@ def _cuda_is_ruled_out() -> bool:
     return sys.platform in ("linux", "darwin") and not any(Path(file).exists() for file in drivers)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether that is what CUDA, MPS or the CPU's allocator mean; only CUDA has a class of its own for it."""
     return isinstance(error, MemoryError) or any(
         words in str(error).lower() for words in ("out of memory", "can't allocate memory", "not enough memory")
@@ -278,14 +329,3 @@ def _unit(x: Tensor) -> Vectors:
     x = x.float()
     vectors: Vectors = (x / x.norm(dim=1, keepdim=True)).cpu().numpy()
     return vectors
-
-
-def _batches_by_length(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    batch: list[int] = []
-    for index in sorted(range(len(ids)), key=lambda i: len(ids[i])):
-        if batch and (len(batch) + 1) * len(ids[index]) > TOKENS_PER_BATCH:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch

@@ -38,8 +38,8 @@ def vocabulary_files(tokenizer: Tokenizer, context_length: int) -> dict[str, byt
 
 
 def as_json(value: object) -> bytes:
-    """A value as a JSON file."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    """A value as a JSON file; a name that is no UTF-8 with JSON's own escapes."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def _tokenizer(tokenizer: Tokenizer, merges: list[str]) -> dict[str, Any]:

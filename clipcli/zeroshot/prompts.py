@@ -44,14 +44,14 @@ def tokenize(
     Equal texts share one list. Raises LabelError for a prompt that is too long, unless `truncate` cuts it
     (the end token stays).
     """
-    known: dict[str, list[int]] = {}
+    texts = dict.fromkeys(prompt.text for prompt in prompts)
+    known = dict(zip(texts, tokenizer(texts), strict=True))
     for prompt in prompts:
-        if prompt.text in known:
-            continue
-        (ids,) = tokenizer([prompt.text])
-        if len(ids) > context_length and not truncate:
-            raise _too_long(prompt, labels[prompt.label], len(ids), context_length)
-        known[prompt.text] = cut(ids, context_length)
+        ids = known[prompt.text]
+        if len(ids) > context_length:
+            if not truncate:
+                raise _too_long(prompt, labels[prompt.label], len(ids), context_length)
+            known[prompt.text] = cut(ids, context_length)
     return [known[prompt.text] for prompt in prompts]
 
 
