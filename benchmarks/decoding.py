@@ -199,7 +199,8 @@ def effects(data: Path, sets: dict[str, list[bytes]], few: int | None, small: bo
 
     def at_random(squares: Square) -> NDArray[np.float32]:
         with torch.inference_mode():
-            parts = [tower(torch.from_numpy(normalise(part, Preprocess()))) for part in np.array_split(squares, 8)]
+            chunks = (squares[start : start + 16] for start in range(0, len(squares), 16))
+            parts = [tower(torch.from_numpy(normalise(chunk, Preprocess()))) for chunk in chunks]
         x: NDArray[np.float32] = torch.nn.functional.normalize(torch.cat(parts)).numpy()
         return x
 
@@ -264,7 +265,7 @@ def main() -> None:
     few = 4 if given.small else None
     photos = list(photographs(given.data, FULL))[:few]
     sets = {SMALL: [made(photo, (500, 375), 0) for photo in photos]}
-    large = photos[: 1 if given.small else given.large]
+    large = photos[: 2 if given.small else given.large]
     sets[LARGE] = [made(photo, (4000, 3000), seed) for seed, photo in enumerate(large)]
     compared_ways = ways(given.size)
     times = {name: timed(compared_ways, files, 2 if given.small else given.rounds) for name, files in sets.items()}

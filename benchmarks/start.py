@@ -25,7 +25,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -110,7 +109,8 @@ class Normalize:
         return (x - self.mean) / self.std
 
 class Unused:
-    pass
+    def __init__(self, *_, **__):
+        pass
 
 for name in ("transforms", "transforms.functional", "ops", "ops.misc"):
     sys.modules[f"torchvision.{name}"] = types.ModuleType(f"torchvision.{name}")
@@ -120,6 +120,7 @@ for one in (InterpolationMode, Compose, Resize, CenterCrop, ToTensor, Normalize)
 for name in ("RandomResizedCrop", "ColorJitter", "Grayscale"):
     setattr(given, name, Unused)
 given.functional = sys.modules["torchvision.transforms.functional"]
+given.functional.to_tensor = ToTensor()
 sys.modules["torchvision.ops.misc"].FrozenBatchNorm2d = Unused
 transforms, ops = given, sys.modules["torchvision.ops"]
 """
@@ -133,6 +134,16 @@ print(json.dumps({row["label"]: row["score"] for row in rows}))
 """
 NUMPY = "from clipcli.model import plain; plain.few = lambda config: 1 << 30; "
 TORCH = "from clipcli.model import plain; plain.few = lambda config: 0; "
+LAUNCH = """
+import json, os, sys, time
+out = int(sys.argv[1])
+began = time.perf_counter()
+child = os.posix_spawn(sys.argv[2], sys.argv[2:], os.environ)
+_, status, usage = os.wait4(child, 0)
+spent = {"wall": time.perf_counter() - began, "cpu": usage.ru_utime + usage.ru_stime, "peak": usage.ru_maxrss / 1024}
+os.write(out, json.dumps(spent).encode())
+sys.exit(os.waitstatus_to_exitcode(status))
+"""  # a process's peak counts what started it, which must therefore be small
 MAIN = "from clipcli.cli.main import main; main()"
 
 
@@ -161,17 +172,18 @@ def run(command: list[str], folder: Path, store: Path, modules: Path | None = No
     environment = {**os.environ, "CLIPCLI_CACHE_DIR": str(store), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     if modules:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(modules)]))
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        began = time.perf_counter()
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        err.seek(0)
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, command, out.read(), err.read())
-        return Spent(wall=wall, cpu=usage.ru_utime + usage.ru_stime, peak=usage.ru_maxrss / 1024), out.read().decode()
+    with tempfile.TemporaryFile() as told:
+        command = [sys.executable, "-S", "-c", LAUNCH, str(told.fileno()), *command]
+        settings: dict[str, Any] = {"cwd": folder, "env": environment, "pass_fds": [told.fileno()]}
+        done = subprocess.run(command, capture_output=True, check=True, **settings)
+        told.seek(0)
+        return Spent(json.load(told)), done.stdout.decode()
+
+
+def lacks_torchvision(python: str) -> bool:
+    """Whether an interpreter has none."""
+    look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torchvision') is None)"
+    return subprocess.run([python, "-c", look], check=False).returncode != 0
 
 
 class Bench:
@@ -179,8 +191,7 @@ class Bench:
 
     def __init__(self, folder: Path, peers: str) -> None:
         self.folder = folder
-        look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torchvision') is None)"
-        self.lacking = "open_clip script" if subprocess.run([peers, "-c", look], check=False).returncode else ""
+        self.lacking = "open_clip script" if lacks_torchvision(peers) else ""
         ours = [*COMMAND, "-f", "jsonl", "-k", str(len(LABELS)), "000.jpg"]
         asked = ["000.jpg", *LABELS]
         self.programs = {
@@ -304,7 +315,10 @@ def summary(found: dict[str, Any]) -> Iterator[str]:
     about = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
     yield "# One picture in a fresh process\n"
     yield f"`{found['command']}`; {found['rounds']} rounds, medians. {about[0].upper()}{about[1:]}."
-    yield "Random weights; ten labels, one template; a JPEG of 500 × 375; the disk's cache is warm.\n"
+    yield "Random weights; ten labels, one template; a JPEG of 500 × 375; the disk's cache is warm."
+    if found["stand_in"]:
+        yield "torchvision isn't there: open_clip's transforms are a stand-in with the same calls of Pillow."
+    yield ""
     for result in found["results"]:
         yield f"## {result['model']}\n"
         yield from table(result["spent"], result["missing"])
@@ -327,8 +341,9 @@ def main() -> None:
     models = {"small ViT": SMALL, **MODELS}
     found = {
         "command": " ".join(["python", *sys.argv]),
-        "machine": machine(),
+        "machine": {key: value for key, value in machine().items() if key != "torchvision"},
         "rounds": given.rounds,
+        "stand_in": lacks_torchvision(given.peers),
         "results": [measure(model, models[model], given) for model in given.models],
     }
     text = "\n".join(summary(found)) + "\n"

@@ -13,12 +13,15 @@ import pytest
 import tiny as made
 from conftest import Run
 
-from clipcli import load_model
+from clipcli import ClassifyOptions, build_classifier, classify, load_model
 from clipcli.errors import ModelError
 from clipcli.paths import tiny_dir
+from clipcli.records import Label
+from clipcli.train.pairs import Pair, read_pairs
 from clipcli.weights import fetch
 from clipcli.weights.catalog import DEFAULT, MODELS, TINY
 from clipcli.weights.describe import CARD
+from clipcli.zeroshot import labels
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {
@@ -180,3 +183,22 @@ def test_an_installation_without_it(cli: Run, tmp_path: Path, monkeypatch: pytes
 
 
 # ---- accuracy: figures measured with the weights that are committed, see benchmarks/tiny/
+
+
+@pytest.mark.timeout(300)
+def test_it_tells_its_200_classes_apart(pictures: Path) -> None:
+    """Chance is 0.5 %; the figures of the card are of the same 4,000 pictures."""
+    table = ROOT / "benchmarks" / "tiny" / "words.csv"
+    words = {label.name: label for label in labels.read(str(table))}
+    pairs = [
+        pair for pair in read_pairs([str(pictures / "tiny-imagenet-val-dev.tar.gz")], words) if isinstance(pair, Pair)
+    ]
+    model = load_model("tiny", device="cpu")
+    classifier = build_classifier(model, [Label(name, (name,)) for name in words])
+    rows = classify([pair.source for pair in pairs], classifier, model, ClassifyOptions(top_k=5))
+    answers = [
+        (row.label == pair.label, pair.label in [one.label for one in row.top])
+        for row, pair in zip(rows, pairs, strict=True)
+    ]
+    top1, top5 = np.mean(answers, axis=0)
+    assert len(answers) == 4000 and top1 >= 0.33 and top5 >= 0.60

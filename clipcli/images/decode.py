@@ -271,6 +271,7 @@ def _to_eight_bits(strip: Image.Image, low: float, high: float) -> Image.Image:
 
 
 def way_to_srgb(picture: Image.Image) -> ImageCms.ImageCmsTransform | None:
+    """What turns the colours of the picture's own profile into sRGB; None if there is nothing to turn."""
     profile = picture.info.get("icc_profile")
     return _to_srgb(profile, picture.mode) if isinstance(profile, bytes) else None
 
