@@ -132,7 +132,7 @@ def ways(size: int) -> dict[str, Way]:
     packages = {"": None} | ({" with simplejpeg": fast.simplejpeg()} if fast.simplejpeg() else {})
     for name, package in packages.items():
         for with_torch in (True, False):
-            label = f"auto{name}" if with_torch else f"auto{name}, before torch is imported"
+            label = f"auto{name}" if with_torch else f"auto{name}, without torch"
             found[label] = partial(auto, size=size, package=package, with_torch=with_torch)
     return found
 
@@ -193,7 +193,8 @@ def effects(data: Path, sets: dict[str, list[bytes]], few: int | None, small: bo
     model = clipcli.load_model("tiny", device="cpu")
     names = json.loads((data / "classes.json").read_text(encoding="utf-8"))["datasets"]["tiny-imagenet"]["names"]
     classifier = clipcli.build_classifier(model, list(dict.fromkeys(names)))
-    config = config_of("small ViT" if small else "ViT-B-32")
+    architecture = "small ViT" if small else "ViT-B-32"
+    config = config_of(architecture)
     arrays = {name.removeprefix("visual."): x for name, x in tiny.weights(config).items() if name.startswith("visual.")}
     tower = build_image_tower(config, arrays)
 
@@ -208,7 +209,7 @@ def effects(data: Path, sets: dict[str, list[bytes]], few: int | None, small: bo
     for name, files in {"photographs as they are": as_they_are, **sets}.items():
         for what, encode, size in (
             ("tiny", model.encode_image, model.config.vision.image_size),
-            ("ViT-B/32, random weights", at_random, config.vision.image_size),
+            (f"{architecture}, random weights", at_random, config.vision.image_size),
         ):
             way = partial(auto, size=size, package=fast.simplejpeg(), with_torch=True)
             found = compared(encode, way, files, size)
