@@ -301,7 +301,7 @@ def test_show_templates_filled(cli: Run) -> None:
         (["labels", "show", "pets.txt", "--label", "tabyb"], 2, 'pets.txt: no label "tabyb"', 'did you mean "tabby"?'),
         (["labels", "show", "pets.txt", "--tokens"], 2, "--tokens needs a vocabulary", "name a model with -m"),
         (["labels", "shwo", "pets.txt"], 2, "no such command 'shwo'", "did you mean show?"),
-        (["templates", "show"], 2, "missing argument 'SET...'", "see clipcli templates show --help"),
+        (["templates", "show"], 2, "missing argument 'SET'", "see clipcli templates show --help"),
         (["templates", "show", "imagenet70"], 2, 'no template set "imagenet70"', 'did you mean "imagenet7"'),
         (["templates", "show", "a photo"], 2, '--templates: template "a photo" has no place', "write <>"),
         (["templates", "show", "pets", "--label", "|"], 2, "--label: empty alias", "write something there"),

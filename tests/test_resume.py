@@ -325,7 +325,7 @@ def test_a_disk_that_is_full_for_the_side_car_alone(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(journal, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(OutputError, match="No space left"):
+    with pytest.raises(OutputError, match="no space left"):
         for _ in range(1000):
             write(path, rows, OUTPUTS[0], force=True)
     monkeypatch.undo()
@@ -621,8 +621,8 @@ def test_options_that_change_no_row_are_not(cli: Run, album: Path) -> None:
         (("--resume", "--force", "-o", "rows"), "--resume goes on, --force begins anew"),
         (("--resume", "-f", "table", "-o", "rows"), "a table can't be gone on with"),
         (("--resume", "-o", os.devnull), "no file that a run could go on with"),
-        (("--resume", "-o", "x" * 250), "File name too long"),
-        (("-o", "x" * 250), "File name too long"),
+        (("--resume", "-o", "x" * 250), "file name too long"),
+        (("-o", "x" * 250), "file name too long"),
     ],
     ids=lambda value: " ".join(map(str, value))[:40] if isinstance(value, tuple) else "",
 )

@@ -44,7 +44,7 @@ def same(one: object, other: object) -> bool:
 def test_jsonl_comes_back_whole() -> None:
     rows = read(written("jsonl", *ROWS))
     best, *others = CAT.top
-    assert rows[0] == replace(CAT, top=(best, others[0], replace(others[1], cosine=0.0)))
+    assert rows[0] == replace(CAT, top=(best, others[0], others[1]._replace(cosine=0.0)))
     assert rows[1:] == list(ROWS[1:])
 
 
@@ -75,7 +75,7 @@ def test_csv_holds_all_but_the_cosines_of_others() -> None:
     rows = read(written("csv", *ROWS, options=SinkOptions(top_k=3)))
     best, *others = CAT.top
     assert same(
-        rows[0], replace(CAT, top=(best, *(replace(one, cosine=math.nan) for one in others[:1]), rows[0].top[2]))
+        rows[0], replace(CAT, top=(best, *(one._replace(cosine=math.nan) for one in others[:1]), rows[0].top[2]))
     )
     assert rows[0].top[2].score == 0.021604
     assert isinstance(rows[1], Prediction) and rows[1].abstained

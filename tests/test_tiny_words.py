@@ -142,7 +142,8 @@ def test_scores_are_those_of_classify(model: Path, photos: Path, tmp_path: Path,
     words = evaluate.plain(["cat", "dog", "rocket"])
     scores = np.exp(evaluate.log_softmax(evaluate.logits(loaded, found, words, "imagenet7")))
     sources = [Source(name, (photos / name).read_bytes()) for name in names]
-    rows = list(clipcli.classify(sources, clipcli.build_classifier(loaded, words), loaded))
+    exact = clipcli.ClassifyOptions(decode="exact")
+    rows = list(clipcli.classify(sources, clipcli.build_classifier(loaded, words), loaded, exact))
     for row, mine in zip(rows, scores, strict=True):
         assert isinstance(row, Prediction) and row.label == words[mine.argmax()].name
         assert row.score == pytest.approx(mine.max(), abs=1e-5)

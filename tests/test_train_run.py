@@ -538,7 +538,7 @@ def test_a_full_disk(data: Path, tmp_path: Path) -> None:
 
 def test_a_log_that_can_not_be_written(data: Path, tmp_path: Path) -> None:
     (tmp_path / LOG).symlink_to("/dev/full")
-    with pytest.raises(OutputError, match=r"log\.csv: no space left on device$"):
+    with pytest.raises(OutputError, match=r"log\.csv: can't be written: no space left on device$"):
         run(data, tmp_path, squares.VIT)
 
 

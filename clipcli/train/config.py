@@ -125,7 +125,8 @@ class TrainConfig:
         for name in (*_COUNTS, "heads", "text_heads", "batch_size", "text_warmup"):
             _demand(getattr(self, name) <= 1 << 20, name, f"must be at most {1 << 20:,}")
         for name in ("epochs", "learning_rate", "epsilon", "eval_every"):
-            _demand(0 < getattr(self, name) <= 1e9, name, "must be more than 0, and at most 1e9")
+            _demand(getattr(self, name) > 0, name, "must be more than 0")
+        _demand(max(self.epochs, self.eval_every) <= 1e9, "epochs", "and eval_every must be at most 1e9")
         _demand(self.seed < 1 << 63, "seed", "must be less than 2**63")
         _demand(max(self.canvas, self.image_size, *self.sizes) <= 8192, "canvas", "and the sizes must be at most 8192")
         _demand(self.batch_size >= 2, "batch_size", "must be at least 2: a picture is told apart from others")
