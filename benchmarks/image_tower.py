@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, patch
 
 import torch
 from torch import Tensor, nn
@@ -75,25 +75,25 @@ def fast_form(config: ClipConfig, arrays: Arrays) -> Form:
     return fast(build_image_tower(config, {name.removeprefix("visual."): array for name, array in arrays.items()}))
 
 
-def open_clip_form(config: ClipConfig, arrays: Arrays) -> Form:
-    """open_clip's tower. Raises ImportError."""
+def open_clip() -> Any:
+    """The package, with a stand-in for torchvision where that isn't there: pictures go through it, its models don't."""
     stand_ins: dict[str, Any] = {}
-    if importlib.util.find_spec("torchvision") is None:  # open_clip's pictures go through it, its models don't
+    if importlib.util.find_spec("torchvision") is None:
         if importlib.util.find_spec("transformers"):
             import transformers  # noqa: F401  # it looks closer at a torchvision than open_clip, which imports it
         names = ("", ".transforms", ".transforms.functional", ".ops", ".ops.misc")
         stand_ins = {f"torchvision{name}": MagicMock() for name in names}
-    sys.modules.update(stand_ins)
-    try:
-        import open_clip
-    finally:
-        for name in stand_ins:
-            del sys.modules[name]
+    with patch.dict(sys.modules, stand_ins):
+        import open_clip as package
+    return package
 
+
+def open_clip_form(config: ClipConfig, arrays: Arrays) -> Form:
+    """open_clip's tower. Raises ImportError."""
     settings = tiny.open_clip_config(config)["model_cfg"]
     if isinstance(config.vision, ResNetConfig):
         settings["vision_cfg"]["head_width"] = 32 * config.vision.width // config.vision.heads
-    tower = open_clip.CLIP(**settings).visual
+    tower = open_clip().CLIP(**settings).visual
     state = {name.removeprefix("visual."): torch.from_numpy(array) for name, array in arrays.items()}
     missing = tower.load_state_dict(state, strict=False).missing_keys
     assert all("num_batches_tracked" in name for name in missing), missing

@@ -14,7 +14,6 @@ Writes text_tower.json (all times) and text_tower.md; `--try` is a run of second
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import re
 import statistics
@@ -25,10 +24,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock, patch
 
 import torch
-from image_tower import machine
+from image_tower import machine, open_clip
 from torch import Tensor, nn
 
 from clipcli.model import prefix
@@ -59,19 +57,6 @@ def padded(ids: Ids, length: int) -> Tensor:
 
 
 # ---- who takes part
-
-
-def open_clip() -> Any:
-    """The package, with a stand-in for torchvision where that isn't there: text needs none of it."""
-    stand_ins: dict[str, Any] = {}
-    if importlib.util.find_spec("torchvision") is None:
-        if importlib.util.find_spec("transformers"):
-            import transformers  # noqa: F401  # it looks closer at a torchvision than open_clip, which imports it
-        names = ("", ".transforms", ".transforms.functional", ".ops", ".ops.misc")
-        stand_ins = {f"torchvision{name}": MagicMock() for name in names}
-    with patch.dict(sys.modules, stand_ins):
-        import open_clip as package
-    return package
 
 
 def open_clip_form(config: ClipConfig, arrays: dict[str, Any], length: int = 77) -> Form:

@@ -7,7 +7,7 @@ import json
 import socket
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,3 +141,30 @@ def cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Towers as small as ours are slower with more."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pictures went through torch's image tower, batch by batch."""
+    from clipcli.weights.model import Model, Vectors
+
+    batches: list[int] = []
+    encode = Model._encode_image
+
+    def watched(self: Model, tower: Any, pixels: Any, dtype: Any) -> Vectors:
+        batches.append(len(pixels))
+        return encode(self, tower, pixels, dtype)
+
+    monkeypatch.setattr(Model, "_encode_image", watched)
+    return batches

@@ -28,9 +28,9 @@ from clipcli.train.config import TrainConfig
 from clipcli.train.feed import ALONE, Feed, Share
 from clipcli.train.loop import Trainer
 from clipcli.train.optim import freeze, initialise
-from clipcli.train.run import _tokenizer
 from clipcli.train.vocabulary import train_vocabulary
 from clipcli.train.words import examples
+from clipcli.weights.save import read_merges
 from clipcli.zeroshot import templates
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,7 +94,7 @@ def trainer(data: Path, device: str = "cpu", share: Share = ALONE, **settings: A
     feed = Feed([str(data)], config, image_size=config.image_size, workers=1, share=share)
     feed.find()
     merges = train_vocabulary(examples(feed.pairs, words), config.vocabulary_size)[0]
-    tokenizer = _tokenizer(merges)
+    tokenizer = read_merges(merges)
     clip_config = config.clip_config(tokenizer.vocab_size)
     torch.manual_seed(config.seed)
     clip = CLIP(clip_config)

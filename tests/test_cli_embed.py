@@ -31,20 +31,6 @@ FORMATS = ("safetensors", "npz", "parquet")
 Embed = Any  # run `embed` and return what it said
 
 
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pictures went through the image tower, batch by batch."""
-    batches: list[int] = []
-    encode = Model._encode_image
-
-    def watched(self: Model, tower: Any, pixels: NDArray[np.uint8], dtype: Any) -> NDArray[np.float32]:
-        batches.append(len(pixels))
-        return encode(self, tower, pixels, dtype)
-
-    monkeypatch.setattr(Model, "_encode_image", watched)
-    return batches
-
-
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save(tmp_path_factory.mktemp("other"), config=tiny.vit(activation="quick_gelu"))

@@ -29,20 +29,6 @@ LABELS = ("-L", "cat", "-L", "rocket", "-L", "coffee")
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pictures went through the image tower, batch by batch."""
-    batches: list[int] = []
-    encode = Model._encode_image
-
-    def watched(self: Model, tower: Any, pixels: NDArray[np.uint8], dtype: Any) -> NDArray[np.float32]:
-        batches.append(len(pixels))
-        return encode(self, tower, pixels, dtype)
-
-    monkeypatch.setattr(Model, "_encode_image", watched)
-    return batches
-
-
-@pytest.fixture
 def opened(model: Path, tmp_path: Path) -> Iterator[Model]:
     """The small model with a store of its own."""
     with Store(tmp_path / "store.sqlite") as store:

@@ -37,12 +37,7 @@ ALL = {"text_warmup": 3, "ema": 0.9, "mix": 0.5, "erase": 0.3, "jitter": 0.2, "c
 STREAMED = {"keep_gb": 0.0, "shuffle_buffer": 10}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

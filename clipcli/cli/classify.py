@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import sys
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -63,14 +62,6 @@ MinMargin = Annotated[
 UnknownLabel = Annotated[
     str, typer.Option(metavar="NAME", help="The label of a row that abstains.", rich_help_panel=opt.OUTPUT)
 ]
-SaveCrop = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Write what the model saw to DIR: a PNG a picture.", rich_help_panel=opt.OUTPUT),
-]
-Strict = Annotated[
-    bool,
-    typer.Option("--strict", metavar="", help="Stop at the first failing picture.", rich_help_panel=opt.OUTPUT),
-]
 Background = Annotated[
     str | None,
     typer.Option(
@@ -115,8 +106,8 @@ def classify(
     min_margin: MinMargin = None,
     unknown_label: UnknownLabel = "unknown",
     print0: opt.Print0 = False,
-    save_crop: SaveCrop = None,
-    strict: Strict = False,
+    save_crop: opt.SaveCrop = None,
+    strict: opt.Strict = False,
     force: opt.Force = False,
     resume: opt.Resume = False,
     retry_failed: opt.RetryFailed = False,
@@ -139,10 +130,7 @@ def classify(
     """
     began = time.monotonic()
     pictures = Pictures(inputs or [], files_from, null, include or [], exclude or [], follow)
-    if not pictures.given:
-        with redirect_stdout(sys.stderr):
-            typer.echo(context.get_help())
-        raise UsageError("no INPUT", hint="name pictures or folders, or send a list of paths on stdin")
+    pictures.demand(context)
     wanted = frozenset(select or [])
     target = None if output == Path("-") else output
     destination = Destination(target, format, top_k, print0, color, wanted, force, resume, retry_failed)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipcli.cli import options as opt
-from clipcli.cli.classify import SaveCrop, Strict
 from clipcli.cli.console import Talk, Ticker
 from clipcli.cli.request import ModelChoice
 from clipcli.cli.signals import orderly_stop
@@ -74,8 +72,8 @@ def embed(
     activation: opt.ActivationOf = None,
     head_width: opt.HeadWidth = None,
     output: OutputFile = None,
-    save_crop: SaveCrop = None,
-    strict: Strict = False,
+    save_crop: opt.SaveCrop = None,
+    strict: opt.Strict = False,
     force: opt.Force = False,
     batch_size: opt.BatchSize = None,
     workers: opt.Workers = None,
@@ -96,10 +94,8 @@ def embed(
     """
     began = time.monotonic()
     pictures = Pictures(inputs or [], files_from, null, include or [], exclude or [], follow)
-    if text is None and not pictures.given:
-        with redirect_stdout(sys.stderr):
-            typer.echo(context.get_help())
-        raise UsageError("no INPUT", hint="name pictures or folders, or send a list of paths on stdin")
+    if text is None:
+        pictures.demand(context)
     target = _target(output)
     check_new_file(target, force=force, read=["/dev/stdin", *pictures.inputs, files_from, text])
     _check(pictures, text)

@@ -247,6 +247,14 @@ Print0 = Annotated[
 Force = Annotated[
     bool, typer.Option("--force", metavar="", help="Replace an existing output file.", rich_help_panel=OUTPUT)
 ]
+SaveCrop = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Write what the model saw to DIR: a PNG a picture.", rich_help_panel=OUTPUT),
+]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", metavar="", help="Stop at the first failing picture.", rich_help_panel=OUTPUT),
+]
 Resume = Annotated[
     bool,
     typer.Option("--resume", metavar="", help="Go on with FILE where an earlier run stopped.", rich_help_panel=OUTPUT),

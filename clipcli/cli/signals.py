@@ -14,7 +14,12 @@ from types import FrameType
 
 import typer
 
-STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def heeded() -> list[int]:
+    """The signals that end a run, but for those that the caller told us to ignore."""
+    return [number for number in _STOPPING if signal.getsignal(number) not in (signal.SIG_IGN, None)]
 
 
 @contextmanager
@@ -28,15 +33,12 @@ def orderly_stop() -> Iterator[None]:
         came.append(number)
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    for number, handler in before.items():
-        if handler not in (signal.SIG_IGN, None):
-            signal.signal(number, stop)
+    before = {number: signal.signal(number, stop) for number in heeded()}
     try:
         yield
     except KeyboardInterrupt:
         raise typer.Exit(128 + (came or [signal.SIGINT])[0]) from None
     finally:
         for number, handler in before.items():
-            if not came and handler not in (signal.SIG_IGN, None):  # else the second one still has to work
+            if not came:  # else the second one still has to work
                 signal.signal(number, handler)

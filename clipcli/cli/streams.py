@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -78,6 +79,13 @@ class Pictures:
     def given(self) -> bool:
         """Whether there is anything to look at: something typed, or a list on stdin."""
         return bool(self.inputs or self.files_from) or not sys.stdin.isatty()
+
+    def demand(self, context: typer.Context) -> None:
+        """Show the help and raise UsageError where there is nothing to look at."""
+        if not self.given:
+            with redirect_stdout(sys.stderr):
+                typer.echo(context.get_help())
+            raise UsageError("no INPUT", hint="name pictures or folders, or send a list of paths on stdin")
 
     @property
     def listed(self) -> str | None:

@@ -16,7 +16,7 @@ import typer
 
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk, Ticker, duration
-from clipcli.cli.signals import STOPPING
+from clipcli.cli.signals import heeded
 from clipcli.errors import ExitCode, OutputError, UsageError, cannot_write
 from clipcli.output.text import counted, printable
 
@@ -382,8 +382,7 @@ def _signals(talk: Talk) -> Iterator[list[tuple[int, float]]]:
                 os.write(2, b"\nclipcli: saving after this step (once more: stop at once)\n")
         came.append((number, time.monotonic()))
 
-    heeded = [number for number in STOPPING if signal.getsignal(number) not in (signal.SIG_IGN, None)]
-    before = {number: signal.signal(number, note) for number in heeded}
+    before = {number: signal.signal(number, note) for number in heeded()}
     try:
         yield came
     finally:

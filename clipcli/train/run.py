@@ -14,7 +14,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -39,7 +38,7 @@ from clipcli.train.words import Words, examples
 from clipcli.weights.folder import check_new_folder
 from clipcli.weights.model import Model, is_out_of_memory, load_model
 from clipcli.weights.open_clip import CONFIG
-from clipcli.weights.save import save_model
+from clipcli.weights.save import read_merges, save_model
 from clipcli.zeroshot import templates as template_files
 
 LOG = "log.csv"
@@ -258,7 +257,7 @@ def _prepare(
             )
     else:
         state = checkpoint.State(config, digest, "" if base else _merges(request, config, feed, templates))
-    tokenizer = base.tokenizer if base else _tokenizer(state.merges)
+    tokenizer = base.tokenizer if base else read_merges(state.merges)
     clip_config = base.config if base else config.clip_config(tokenizer.vocab_size)
     wanted = {} if request.share.rank else request.sets
     sets = [read_set(name, path, clip_config, words) for name, path in wanted.items()]
@@ -287,13 +286,6 @@ def _merges(request: Request, config: TrainConfig, feed: Feed, templates: Sequen
         return train_vocabulary(examples(feed.pairs, templates), config.vocabulary_size)[0]
     merges = Tokenizer.from_file(request.vocabulary).merges
     return "".join(f"{line}\n" for line in ["#version: 0.2", *merges])
-
-
-def _tokenizer(merges: str) -> Tokenizer:
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "merges.txt")
-        path.write_text(merges, encoding="utf-8")
-        return Tokenizer.from_file(path)
 
 
 def _first_weights(clip_config: ClipConfig, config: TrainConfig, base: Model | None) -> CLIP:

@@ -51,7 +51,7 @@ def save_model(
         name: "F16" if precision == "fp16" and len(shape) > 1 else "F32"
         for name, shape in expected_shapes(config).items()
     }
-    files = open_clip_files(config, stored(config, arrays, kinds), read_merges(merges, config), card)
+    files = open_clip_files(config, stored(config, arrays, kinds), read_merges(merges, config.text.vocab_size), card)
     if training is not None:
         files[TRAINING] = as_json(dict(training))
     write_folder(folder, files, force=force)
@@ -121,14 +121,14 @@ def _counted(arrays: Weights, name: str) -> Array:
     return np.asarray(arrays.get(name, 0), np.int64)
 
 
-def read_merges(merges: str | Path, config: ClipConfig) -> Tokenizer:
-    """The vocabulary in a file, or in the text of a `merges.txt`. Raises VocabularyError if it isn't the model's."""
+def read_merges(merges: str | Path, size: int | None = None) -> Tokenizer:
+    """The vocabulary in a file, or in the text of a `merges.txt`. Raises VocabularyError if it isn't of that `size`."""
     if isinstance(merges, Path):
-        return Tokenizer.from_file(merges, config.text.vocab_size)
+        return Tokenizer.from_file(merges, size)
     with TemporaryDirectory() as folder:
         file = Path(folder, "merges.txt")
         file.write_text(merges, encoding="utf-8")
-        return Tokenizer.from_file(file, config.text.vocab_size)
+        return Tokenizer.from_file(file, size)
 
 
 def _cast(arrays: Weights, name: str, shape: Shape, kind: str) -> Tensor:
