@@ -14,7 +14,7 @@ import pytest
 
 from clipcli.errors import LabelError, UsageError
 from clipcli.records import Failure, FailureKind, Label, Source
-from clipcli.train.pairs import Pair, at_most, read_pairs, shards
+from clipcli.tasks.pairs import Pair, at_most, read_pairs, shards
 from clipcli.zeroshot import labels
 
 PICTURE = b"\xff\xd8\xff picture"
@@ -348,7 +348,7 @@ def test_a_table_is_a_file(tmp_path: Path) -> None:
 
 
 def test_a_line_without_an_end_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipcli.train.pairs.LONGEST", 1000)
+    monkeypatch.setattr("clipcli.tasks.pairs.LONGEST", 1000)
     write(tmp_path, "1.jpg")
     (tmp_path / "x.jsonl").write_text("x" * 2500 + '\n{"path": "1.jpg", "caption": "good"}\n')
     pairs, failures = read(tmp_path / "x.jsonl")

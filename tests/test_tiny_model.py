@@ -17,7 +17,7 @@ from clipcli import ClassifyOptions, build_classifier, classify, load_model
 from clipcli.errors import ModelError
 from clipcli.paths import tiny_dir
 from clipcli.records import Label
-from clipcli.train.pairs import Pair, read_pairs
+from clipcli.tasks.pairs import Pair, read_pairs
 from clipcli.weights import fetch
 from clipcli.weights.catalog import DEFAULT, MODELS, TINY
 from clipcli.weights.describe import CARD

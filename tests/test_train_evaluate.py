@@ -22,6 +22,7 @@ from clipcli import build_classifier, classify, load_model
 from clipcli.errors import ModelError, OutputError, UsageError
 from clipcli.model.clip import CLIP
 from clipcli.records import Prediction, Source, Template
+from clipcli.tasks.pairs import Pair
 from clipcli.tokenizer import Tokenizer
 from clipcli.train import evaluate, run
 from clipcli.train.card import card
@@ -30,7 +31,6 @@ from clipcli.train.config import TrainConfig
 from clipcli.train.evaluate import EvalSet, Evaluator, read_set
 from clipcli.train.feed import Feed
 from clipcli.train.loop import Trainer
-from clipcli.train.pairs import Pair
 from clipcli.train.plot import _NO_SETS, plot
 from clipcli.weights.model import Model
 from clipcli.zeroshot import templates as template_files

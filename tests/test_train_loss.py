@@ -14,11 +14,11 @@ from torch import Tensor
 
 from clipcli.model.config import Preprocess
 from clipcli.records import Source, Template
+from clipcli.tasks.pairs import Pair
 from clipcli.train.augment import NUMBERS, augment
 from clipcli.train.config import TrainConfig
 from clipcli.train.feed import ALONE
 from clipcli.train.loss import contrastive_loss, truth
-from clipcli.train.pairs import Pair
 from clipcli.train.words import Words
 
 IMAGE = [[1.0, 0.0], [0.0, 1.0]]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from clipcli.records import Source, Template
+from clipcli.tasks.pairs import Pair
 from clipcli.train.config import TrainConfig
 from clipcli.train.feed import ALONE, Share
-from clipcli.train.pairs import Pair
 from clipcli.train.words import Words, examples
 
 MANY = 8000

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from clipcli.errors import ModelError, OutputError, UsageError, cannot_write
 from clipcli.model.clip import CLIP
+from clipcli.tasks.pairs import Pair
 from clipcli.train.config import TrainConfig
 from clipcli.train.optim import Ema
-from clipcli.train.pairs import Pair
 
 NAME = "checkpoint.safetensors"
 _VERSION = 1

@@ -24,10 +24,10 @@ from clipcli.model.clip import CLIP
 from clipcli.model.config import ClipConfig
 from clipcli.model.text import pad
 from clipcli.records import Failure, Label, Source, Template
+from clipcli.tasks.pairs import Pair, read_pairs
 from clipcli.tokenizer import Tokenizer, cut
 from clipcli.train.augment import centre_crop, normalised
 from clipcli.train.feed import Feed
-from clipcli.train.pairs import Pair, read_pairs
 
 BATCH = 256
 MOST_CLASSES = 5_000  # or captions, that a picture is compared with; pictures of others don't count

@@ -25,8 +25,8 @@ from clipcli.images.decode import open_picture
 from clipcli.images.transform import transform
 from clipcli.model.config import Preprocess
 from clipcli.records import Failure, FailureKind, Label, Source
+from clipcli.tasks.pairs import Pair, at_most, read_pairs, shards
 from clipcli.train.config import TrainConfig
-from clipcli.train.pairs import Pair, at_most, read_pairs, shards
 
 Canvas = tuple[NDArray[np.uint8], float]  # [3, C, C], width / height
 Progress = Callable[[int], None]  # pairs found so far

@@ -30,6 +30,7 @@ from clipcli.model.clip import CLIP
 from clipcli.model.config import ClipConfig
 from clipcli.model.text import pad
 from clipcli.records import Template
+from clipcli.tasks.pairs import Pair
 from clipcli.tokenizer import Tokenizer, cut
 from clipcli.train import checkpoint
 from clipcli.train.augment import Mixing, augment, uniform
@@ -37,7 +38,6 @@ from clipcli.train.config import TrainConfig
 from clipcli.train.feed import Feed, Samples
 from clipcli.train.loss import contrastive_loss, truth
 from clipcli.train.optim import Ema, learning_rate, optimiser
-from clipcli.train.pairs import Pair
 from clipcli.train.words import Words
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}

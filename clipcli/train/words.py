@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcli.records import Template
+from clipcli.tasks.pairs import Pair
 from clipcli.train.config import TrainConfig
 from clipcli.train.feed import Share
-from clipcli.train.pairs import Pair
 
 MOST_EXAMPLES = 2_000_000  # captions that a vocabulary is learned from
 

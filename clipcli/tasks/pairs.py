@@ -1,4 +1,4 @@
-"""From the DATA of `clipcli train` to pictures and what is true of each of them.
+"""From labelled data, as `train` and `eval` take them, to pictures and what is true of each of them.
 
 In: folders of class directories, tables of paths and captions, webdataset archives; and perhaps the words of the
 classes, as a label file has them. Out: a `Pair` for each picture, as it is met, or a `Failure`. Pictures are neither
