@@ -157,14 +157,14 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pictures went through torch's image tower, batch by batch."""
-    from clipcli.weights.model import Model, Vectors
+    from clipcli.weights.torch_images import Pending, Tower
 
     batches: list[int] = []
-    encode = Model._encode_image
+    begin = Tower.begin
 
-    def watched(self: Model, tower: Any, pixels: Any, dtype: Any) -> Vectors:
+    def watched(self: Tower, pixels: Any) -> Pending:
         batches.append(len(pixels))
-        return encode(self, tower, pixels, dtype)
+        return begin(self, pixels)
 
-    monkeypatch.setattr(Model, "_encode_image", watched)
+    monkeypatch.setattr(Tower, "begin", watched)
     return batches

@@ -24,7 +24,8 @@ import clipcli
 from clipcli.errors import EmbeddingsError
 from clipcli.paths import store_file
 from clipcli.store.inspect import survey
-from clipcli.weights.model import Model, load_model
+from clipcli.weights.model import load_model
+from clipcli.weights.torch_images import Pending, Tower
 
 LABELS = ("-L", "cat", "-L", "rocket", "-L", "coffee")
 FORMATS = ("safetensors", "npz", "parquet")
@@ -242,15 +243,15 @@ def test_strict_stops_and_writes_nothing(cli: Run, model: Path, photos: Path, tm
 def test_ctrl_c_leaves_no_file_and_the_next_run_goes_on(
     cli: Run, model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool
 ) -> None:
-    encode, sizes = Model._encode_image, []
+    begin, sizes = Tower.begin, []
 
-    def once(self: Model, tower: Any, pixels: NDArray[np.uint8], dtype: Any) -> NDArray[np.float32]:
+    def once(self: Tower, pixels: NDArray[np.uint8]) -> Pending:
         sizes.append(len(pixels))
         if len(sizes) == 2:
             raise KeyboardInterrupt
-        return encode(self, tower, pixels, dtype)
+        return begin(self, pixels)
 
-    monkeypatch.setattr(Model, "_encode_image", once)
+    monkeypatch.setattr(Tower, "begin", once)
     run = ("embed", photos, "-m", model, "-o", tmp_path / "a.npz", "-b", 2, *([] if keeps else ["--no-cache"]))
     done = cli(*run)
     assert (done.code, sizes) == (130, [2, 2])

@@ -24,6 +24,7 @@ from clipcli.records import Embedded, Failure, FailureKind, Source
 from clipcli.store.database import Store
 from clipcli.tasks.embed import EmbedOptions, embed
 from clipcli.weights.model import Model, load_model
+from clipcli.weights.torch_images import Pending, Tower
 
 LABELS = ("-L", "cat", "-L", "rocket", "-L", "coffee")
 
@@ -215,15 +216,15 @@ def test_a_batch_too_large_for_the_memory_is_halved(
     opened: Model, photos: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     expected = vectors(embed([photos], load_model(opened.checkpoint.path, device="cpu")))
-    encode, sizes = Model._encode_image, []
+    begin, sizes = Tower.begin, []
 
-    def short(self: Model, tower: Any, pixels: NDArray[np.uint8], dtype: Any) -> NDArray[np.float32]:
+    def short(self: Tower, pixels: NDArray[np.uint8]) -> Pending:
         sizes.append(len(pixels))
         if len(pixels) > 2:
             raise error
-        return encode(self, tower, pixels, dtype)
+        return begin(self, pixels)
 
-    monkeypatch.setattr(Model, "_encode_image", short)
+    monkeypatch.setattr(Tower, "begin", short)
     found = vectors(embed([photos], opened, EmbedOptions(batch_size=5)))
     assert sizes == [5, 2, 2, 1]
     assert [r.getMessage() for r in caplog.records] == ["not enough memory for 5 pictures at once: going on with 2"]
@@ -237,7 +238,7 @@ def test_no_memory_for_one_picture_ends_the_run_in_a_line(
     def full(*_: object) -> None:
         raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr(Model, "_encode_image", full)
+    monkeypatch.setattr(Tower, "begin", full)
     done = cli("classify", photos, *LABELS, "-m", model)
     assert done.code == 1
     assert "not enough memory for one picture" in done.err and "Traceback" not in done.err
@@ -247,7 +248,7 @@ def test_another_runtime_error_is_not_hidden(opened: Model, photos: Path, monkey
     def bug(*_: object) -> None:
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(Model, "_encode_image", bug)
+    monkeypatch.setattr(Tower, "begin", bug)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         list(embed([photos / "coffee.png"], opened))
 
@@ -258,16 +259,16 @@ def test_what_half_precision_can_not_hold_is_tried_in_fp32(
 ) -> None:
     import torch
 
-    encode, dtypes = Model._encode_image, []
+    begin, dtypes = Tower.begin, []
 
-    def overflowing(self: Model, tower: Any, pixels: NDArray[np.uint8], dtype: torch.dtype) -> NDArray[np.float32]:
-        dtypes.append((dtype, len(pixels)))
-        found = encode(self, tower, pixels, dtype)
-        if dtype is torch.bfloat16 or not mended:
+    def overflowing(self: Tower, pixels: NDArray[np.uint8]) -> Pending:
+        dtypes.append((self.dtype, len(pixels)))
+        found = begin(self, pixels)()
+        if self.dtype is torch.bfloat16 or not mended:
             found[0] = np.nan
-        return found
+        return lambda: found
 
-    monkeypatch.setattr(Model, "_encode_image", overflowing)
+    monkeypatch.setattr(Tower, "begin", overflowing)
     with Store(tmp_path / "s.sqlite") as store:
         opened = load_model(model, device="cpu", precision="bf16", store=store)
         rows = list(embed([photos / name for name in ("coffee.png", "rocket.jpg", "chelsea.png")], opened))

@@ -183,8 +183,8 @@ def test_golden(reference: Path, name: str, file: str, activation: str | None, t
 def test_a_model_runs_the_fast_form(tmp_path: Path, config: ClipConfig, kind: type[nn.Module]) -> None:
     model = load_model(tiny.save(tmp_path, config=config), device="cpu")
     reference = Model(model.checkpoint, device="cpu", precision="fp32", store=model.store, reference=True)
-    assert isinstance(model._image_tower, kind) and isinstance(model._exact_image_tower, kind)
-    assert type(reference._image_tower) is type(image_tower(config))
+    assert isinstance(model._images._towers[0].tower, kind) and isinstance(model._images._exact_tower.tower, kind)
+    assert type(reference._images._towers[0].tower) is type(image_tower(config))
     pixels = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
     assert_equal(torch.from_numpy(model.encode_image(pixels)), torch.from_numpy(reference.encode_image(pixels)))
     assert model.image_fingerprint == reference.image_fingerprint and model.arithmetic == "torch-fp32"

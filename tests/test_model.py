@@ -207,7 +207,7 @@ def test_the_tower_gets_what_normalise_defines(tmp_path: Path, monkeypatch: pyte
         seen.append((pixels.numpy(), torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32))
         return torch.ones(len(pixels), 16)
 
-    monkeypatch.setattr(model, "_image_tower", tower)
+    monkeypatch.setattr(model._images._towers[0], "tower", tower)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
     model.encode_image(pixels)
     ((got, enabled, tf32),) = seen

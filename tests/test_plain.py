@@ -179,7 +179,8 @@ class _NoTorch:
 @pytest.fixture
 def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a new process: torch isn't imported; trying to raises. No GPU's driver is there."""
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    for name in ("torch", "clipcli.weights.torch_images"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(sys, "meta_path", [_NoTorch(), *sys.meta_path])
     monkeypatch.setattr(models, "_cuda_is_ruled_out", lambda: True)
 

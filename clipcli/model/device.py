@@ -26,8 +26,14 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class Placement:
     """A device and an arithmetic, both decided."""
 
-    device: torch.device
+    device: torch.device  # the first, where there are several
     precision: str
+    others: tuple[torch.device, ...] = ()
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """All that the image tower runs on."""
+        return (self.device, *self.others)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -36,13 +42,16 @@ class Placement:
 
     def __str__(self) -> str:
         name = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
-        return f"{self.device}{name}, {self.precision}"
+        more = f" and {len(self.others)} more" if self.others else ""
+        return f"{self.device}{name}{more}, {self.precision}"
 
 
 def place(device: str = "auto", precision: Precision = "auto") -> Placement:
-    """Decide where and how to compute. `device`: auto, cpu, cuda, cuda:N or mps. Raises UsageError."""
+    """Decide where and how to compute. `device`: auto, cpu, mps, cuda (all there are), or cuda:N. Raises UsageError."""
     chosen = _device(device)
-    return Placement(chosen, _auto_precision(chosen) if precision == "auto" else precision)
+    others = tuple(torch.device("cuda", i) for i in range(1, torch.cuda.device_count())) if chosen.index is None else ()
+    decided = _auto_precision(chosen) if precision == "auto" else precision
+    return Placement(chosen, decided, others if chosen.type == "cuda" else ())
 
 
 def _device(name: str) -> torch.device:

@@ -36,9 +36,10 @@ from clipcli.train.vocabulary import train_vocabulary
 from clipcli.train.warm import warm_text
 from clipcli.train.words import Words, examples
 from clipcli.weights.folder import check_new_folder
-from clipcli.weights.model import Model, is_out_of_memory, load_model
+from clipcli.weights.model import Model, load_model
 from clipcli.weights.open_clip import CONFIG
 from clipcli.weights.save import read_merges, save_model
+from clipcli.weights.torch_images import is_out_of_memory
 from clipcli.zeroshot import templates as template_files
 
 LOG = "log.csv"

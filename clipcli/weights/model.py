@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcli.errors import ModelError, VocabularyError
+from clipcli.errors import VocabularyError
 from clipcli.model.config import Activation, ClipConfig, ViTConfig
 from clipcli.store.database import Store
 from clipcli.tokenizer import Tokenizer, files_of
@@ -28,11 +28,11 @@ from clipcli.weights.fetch import Located, resolve
 from clipcli.weights.load import Checkpoint, load_checkpoint
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from clipcli.model.device import Placement, Precision
     from clipcli.model.text import TextTransformer
+    from clipcli.weights.torch_images import TorchImages
 
 log = logging.getLogger("clipcli")
 
@@ -84,7 +84,6 @@ class Model:
         self.store = store
         self._asked = (device, precision)
         self._reference = reference
-        self._most = sys.maxsize  # pictures in a batch, once memory was short
         self._begun = 0  # pictures that numpy encoded, and those that were too many for it
 
     def __repr__(self) -> str:
@@ -181,40 +180,30 @@ class Model:
     def encode_image(self, pixels: NDArray[np.uint8]) -> Vectors:
         """Map pictures [B, 3, size, size] (uint8, RGB) to unit embeddings [B, embed_dim] (fp32).
 
-        Where the device's memory is too small for the batch, it goes through in halves, and later ones as well.
-        Pictures whose embedding isn't finite in half precision are encoded again in fp32; what still isn't finite
-        comes back so. A process that needs torch for nothing else leaves its first few pictures to `model.plain`.
-        Raises ModelError where there is no memory for a single picture.
+        A process that needs torch for nothing else leaves its first few pictures to `model.plain`. What isn't finite
+        comes back so. Raises ModelError where there is no memory for a single picture.
         """
+        return self.submit(pixels)()
+
+    def submit(self, pixels: NDArray[np.uint8]) -> Callable[[], Vectors]:
+        """Begin to encode a batch; what comes back waits for its embeddings. Nothing is gained but on CUDA."""
         vision = self.config.vision
         if isinstance(vision, ViTConfig) and not self._reference and self._are_few(len(pixels), vision):
             with suppress(MemoryError):  # torch will do it in halves
-                return self._encode_plainly(pixels, vision)
-        import torch
+                vectors = self._encode_plainly(pixels, vision)
+                return lambda: vectors
+        return self._images.submit(pixels)
 
-        if len(pixels) > self._most:
-            parts = [self.encode_image(pixels[i : i + self._most]) for i in range(0, len(pixels), self._most)]
-            return np.concatenate(parts)
-        try:
-            vectors = self._encode_image(self._image_tower, pixels, self.placement.dtype)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            self._halve(len(pixels), error)
-            return self.encode_image(pixels)
-        wrong = ~np.isfinite(vectors).all(axis=1)
-        if wrong.any() and self.placement.precision != "fp32":
-            vectors[wrong] = self._encode_image(self._exact_image_tower, pixels[wrong], torch.float32)
-        return vectors
+    @property
+    def ahead(self) -> int:
+        """How many batches may be begun before the first of them is waited for: none but on CUDA."""
+        return self._images.ahead if self.on_cuda else 0
 
-    def _encode_image(self, tower: nn.Module, pixels: NDArray[np.uint8], dtype: torch.dtype) -> Vectors:
-        import torch
+    @cached_property
+    def _images(self) -> TorchImages:
+        from clipcli.weights.torch_images import TorchImages
 
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            mean, std = self._mean_and_std
-            batch = torch.from_numpy(pixels).to(self.placement.device)
-            normalised = batch.float().div_(255).sub_(mean).div_(std)
-            return _unit(tower(normalised.to(dtype)))
+        return TorchImages(self.checkpoint, self.placement, self._reference)
 
     def _are_few(self, pictures: int, vision: ViTConfig) -> bool:
         """Whether numpy does so many more pictures before torch would be imported, and the same numbers come out."""
@@ -237,18 +226,6 @@ class Model:
             unit: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return unit
 
-    def _halve(self, size: int, error: Exception) -> None:
-        """Let no batch be larger than half of `size` from now on. Raises ModelError where it was one picture."""
-        import torch
-
-        if size == 1:
-            hint = "use --device cpu, or a smaller model"
-            raise ModelError(f"{self.name}: not enough memory for one picture", hint=hint) from error
-        self._most = size // 2
-        log.warning("not enough memory for %d pictures at once: going on with %d", size, self._most)
-        if self.placement.device.type == "cuda":
-            torch.cuda.empty_cache()
-
     def encode_text(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Vectors]]:
         """Map prompts (token ids with start and end, ragged) to unit embeddings.
 
@@ -270,35 +247,11 @@ class Model:
                 yield indices, _unit(vectors)
 
     @cached_property
-    def _image_tower(self) -> nn.Module:
-        return self._build_image_tower().to(self.placement.device, self.placement.dtype)
-
-    @cached_property
-    def _exact_image_tower(self) -> nn.Module:
-        """The image tower in fp32, for pictures that half precision can't hold."""
-        return self._build_image_tower().to(self.placement.device)
-
-    def _build_image_tower(self) -> nn.Module:
-        from clipcli.model.clip import build_image_tower
-        from clipcli.model.fast import fast
-
-        tower = build_image_tower(self.config, self.checkpoint.tower("image"))
-        return tower if self._reference or self.placement.device.type == "mps" else fast(tower)  # never tried on MPS
-
-    @cached_property
     def _text_tower(self) -> TextTransformer:
         from clipcli.model.clip import build_text_tower
 
         tower = build_text_tower(self.config, self.checkpoint.tower("text"))
         return tower.to(self.placement.device, self.placement.dtype)
-
-    @cached_property
-    def _mean_and_std(self) -> tuple[Tensor, Tensor]:
-        import torch
-
-        preprocess, device = self.config.preprocess, self.placement.device
-        mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (preprocess.mean, preprocess.std))
-        return mean, std
 
 
 def _digest(files: Iterable[Path]) -> str:
@@ -318,14 +271,8 @@ def _cuda_is_ruled_out() -> bool:
     return sys.platform in ("linux", "darwin") and not any(Path(file).exists() for file in drivers)
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether that is what CUDA, MPS or the CPU's allocator mean; only CUDA has a class of its own for it."""
-    return isinstance(error, MemoryError) or any(
-        words in str(error).lower() for words in ("out of memory", "can't allocate memory", "not enough memory")
-    )
-
-
 def _unit(x: Tensor) -> Vectors:
-    x = x.float()
-    vectors: Vectors = (x / x.norm(dim=1, keepdim=True)).cpu().numpy()
+    from clipcli.weights.torch_images import unit
+
+    vectors: Vectors = unit(x).cpu().numpy()
     return vectors

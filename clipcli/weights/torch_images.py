@@ -1,0 +1,167 @@
+"""The image tower in torch: on the CPU, a Mac's GPU, or every CUDA device that is wanted.
+
+uint8 pictures go in, unit embeddings come out. `submit` begins a batch and hands back what waits for its end: on CUDA
+the copy to the device, on a stream of its own, and the forward pass go on meanwhile, and batches take turns among the
+devices; elsewhere the batch is done when `submit` returns. Knows no files beyond the checkpoint it was given.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from clipcli.errors import ModelError
+from clipcli.model.clip import build_image_tower
+from clipcli.model.device import Placement
+from clipcli.model.fast import fast
+
+if TYPE_CHECKING:
+    from clipcli.weights.load import Checkpoint
+
+log = logging.getLogger("clipcli")
+
+Vectors = NDArray[np.float32]
+Pending = Callable[[], Vectors]  # waits for a batch
+
+
+class TorchImages:
+    """A checkpoint's image tower at work. With `reference` it is the readable one, not what was derived from it."""
+
+    def __init__(self, checkpoint: Checkpoint, placement: Placement, reference: bool = False) -> None:
+        self.checkpoint = checkpoint
+        self.placement = placement
+        # never tried on MPS
+        self._derive = (lambda tower: tower) if reference or placement.device.type == "mps" else fast
+        self._most = sys.maxsize  # pictures in a batch, once memory was short
+        self._turn = 0
+
+    @property
+    def ahead(self) -> int:
+        """How many batches may be begun before the first of them is waited for."""
+        return 2 * len(self.placement.devices) if self.placement.device.type == "cuda" else 0
+
+    def submit(self, pixels: NDArray[np.uint8]) -> Pending:
+        """Begin pictures [B, 3, size, size] (uint8, RGB); what comes back waits for unit rows [B, embed_dim] (fp32).
+
+        Where the device's memory is too small for the batch, it goes through in halves, and later ones as well.
+        Pictures whose embedding isn't finite in half precision are encoded again in fp32; what still isn't finite
+        comes back so. Raises ModelError where there is no memory for a single picture.
+        """
+        place = self._towers[self._turn % len(self._towers)]
+        self._turn += 1
+        try:
+            begun = [place.begin(pixels[i : i + self._most]) for i in range(0, len(pixels), self._most)]
+        except (RuntimeError, MemoryError) as error:
+            self._halve(len(pixels), error)
+            return self.submit(pixels)
+
+        def wait() -> Vectors:
+            try:
+                vectors = np.concatenate([part() for part in begun])
+            except (RuntimeError, MemoryError) as error:
+                self._halve(len(pixels), error)
+                return self.submit(pixels)()
+            wrong = ~np.isfinite(vectors).all(axis=1)
+            if wrong.any() and self.placement.precision != "fp32":
+                vectors[wrong] = self._exact_tower.begin(pixels[wrong])()
+            return vectors
+
+        return wait
+
+    def _halve(self, size: int, error: Exception) -> None:
+        """Let no batch be larger than half of `size` from now on. Raises ModelError where it was one picture."""
+        if not is_out_of_memory(error):
+            raise error
+        size = min(size, self._most)
+        if size == 1:
+            hint = "use --device cpu, or a smaller model"
+            raise ModelError(f"{self.checkpoint.name}: not enough memory for one picture", hint=hint) from error
+        self._most = size // 2
+        log.warning("not enough memory for %d pictures at once: going on with %d", size, self._most)
+        if self.placement.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @cached_property
+    def _towers(self) -> list[Tower]:
+        return [self._tower(device, self.placement.dtype) for device in self.placement.devices]
+
+    @cached_property
+    def _exact_tower(self) -> Tower:
+        """In fp32, for pictures that half precision can't hold."""
+        return self._tower(self.placement.device, torch.float32)
+
+    def _tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
+        tower = self._derive(build_image_tower(self.checkpoint.config, self.checkpoint.tower("image")))
+        preprocess = self.checkpoint.config.preprocess
+        return Tower(tower.to(device, dtype), device, dtype, preprocess.mean, preprocess.std)
+
+
+class Tower:
+    """One device's copy of the tower, with what makes numbers of pixels."""
+
+    def __init__(
+        self,
+        tower: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        self.tower, self._device, self.dtype = tower, device, dtype
+        self._mean, self._std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (mean, std))
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def begin(self, pixels: NDArray[np.uint8]) -> Pending:
+        """Begin one batch; errors of the device may come when it is waited for."""
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            vectors = self._forward(self._moved(torch.from_numpy(pixels)))
+            if self._copies is None:
+                found: Vectors = vectors.cpu().numpy()
+                return lambda: found
+            host = vectors.to("cpu", non_blocking=True)
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record(torch.cuda.current_stream(self._device))
+
+        def wait() -> Vectors:
+            done.synchronize()
+            vectors: Vectors = host.numpy()
+            return vectors
+
+        return wait
+
+    def _moved(self, pixels: Tensor) -> Tensor:
+        """The pictures on the device. On CUDA they travel from pinned memory while the batch before is computed."""
+        if self._copies is None:
+            return pixels.to(self._device)
+        with torch.cuda.stream(self._copies):
+            moved = pixels.pin_memory().to(self._device, non_blocking=True)
+        computing = torch.cuda.current_stream(self._device)
+        computing.wait_stream(self._copies)
+        moved.record_stream(computing)  # its memory isn't given to the next batch before it is read
+        return moved
+
+    def _forward(self, pixels: Tensor) -> Tensor:
+        normalised = pixels.float().div_(255).sub_(self._mean).div_(self._std)
+        return unit(self.tower(normalised.to(self.dtype)))
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of length 1, in fp32."""
+    x = x.float()
+    rows: Tensor = x / x.norm(dim=1, keepdim=True)
+    return rows
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether that is what CUDA, MPS or the CPU's allocator mean; only CUDA has a class of its own for it."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error).lower() for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
