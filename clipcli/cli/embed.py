@@ -14,6 +14,7 @@ from clipcli.cli import options as opt
 from clipcli.cli.console import Talk, Ticker
 from clipcli.cli.request import ModelChoice
 from clipcli.cli.signals import orderly_stop
+from clipcli.cli.stages import report
 from clipcli.cli.streams import Pictures, check_new_file
 from clipcli.errors import ExitCode, UsageError
 from clipcli.images.crops import check_folder
@@ -130,6 +131,8 @@ def embed(
             talk.detail("batch size {}, {} decoding threads".format(*options.speed(opened)))
             talk.detail(f"decoder: {options.decoder}")
             total, failed = _save_pictures(pictures, opened, options, target, strict, talk)
+            for line in report(options, opened):
+                talk.detail(line)
             done = f"{counted(total, 'picture')}, {failed:,} failed" if total else "no pictures found"
         talk.notice(f"{done}, written to {target}, {time.monotonic() - began:.1f} s")
     raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if failed else ExitCode.OK)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -29,6 +30,7 @@ import numpy.typing as npt
 
 from clipcli.images.budget import MAX_MEMORY, Budget, Take
 from clipcli.images.read import read_bytes
+from clipcli.images.stages import Stages
 from clipcli.model.config import Preprocess
 from clipcli.records import Failure, FailureKind, Item, Source
 
@@ -171,16 +173,18 @@ def batches(
     workers: int,
     flush_after: float | None = None,
     turns: bool = False,
+    stages: Stages | None = None,
 ) -> Iterator[Batch]:
     """Every item of `sources` once, in order, in batches of up to `batch_size` pictures.
 
     A batch closes when it is full, when failures have made it long, or at the end; with `flush_after` also when
     the input has been silent for so many seconds and all that came is decoded. Without it, the composition
-    depends on the input alone. With `turns` no picture is begun while the caller works on pixels. What `sources` or
-    `prepare` raise is raised here, after the batch of what came before. Closing the iterator ends the threads, each
-    after the picture it has in hand, and doesn't wait for them: a `sources` that blocks is left to its daemon thread.
+    depends on the input alone; an empty batch tells that the silence goes on. With `turns` no picture is begun while
+    the caller works on pixels; `stages` learns who waits for whom. What `sources` or `prepare` raise is raised here,
+    after the batch of what came before. Closing the iterator ends the threads, each after the picture it has in hand,
+    and doesn't wait for them: a `sources` that blocks is left to its daemon thread.
     """
-    feed = _Feed(sources, prepare, workers, batch_size + workers)
+    feed = _Feed(sources, prepare, workers, batch_size + workers, stages or Stages(workers))
     try:
         for batch in _fill(feed, batch_size, flush_after):
             if turns and len(batch.pixels):
@@ -193,13 +197,18 @@ def batches(
 
 def _fill(feed: _Feed, batch_size: int, flush_after: float | None) -> Iterator[Batch]:
     making = _Making(batch_size)
+    told = True  # whether the caller knows of the silence
     while True:
         try:
-            entry = feed.next(flush_after if making.items else None)
+            with feed.stages.timed("input"):
+                entry = feed.next(None if told else flush_after)
         except queue.Empty:
+            told = not making.items
             yield making.close()
             continue
-        error = entry.exception() if entry else None  # waits until the picture is done
+        told = False
+        with feed.stages.timed("decoding"):
+            error = entry.exception() if entry else None  # waits until the picture is done
         if entry is None or error:
             if making.items:
                 yield making.close()
@@ -253,8 +262,9 @@ class _Making:
 class _Feed:
     """The threads: one pulls the sources, a pool prepares them; `next` hands out the results in order."""
 
-    def __init__(self, sources: Iterable[Item], prepare: Prepare, workers: int, ahead: int) -> None:
+    def __init__(self, sources: Iterable[Item], prepare: Prepare, workers: int, ahead: int, stages: Stages) -> None:
         self._prepare = prepare
+        self.stages = stages
         self._tickets = threading.Semaphore(ahead)
         self._entries: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()  # bounded by the tickets
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="clipcli-decode")
@@ -310,9 +320,11 @@ class _Feed:
 
     def _prepared(self, source: Source) -> tuple[Item, Prepared | None]:
         self.turn.wait()
+        began = time.perf_counter()
         try:
             outcome = self._prepare(source)
         finally:
+            self.stages.decoded(time.perf_counter() - began)
             self._wait_less(len(source.data or b""))
         if isinstance(outcome, Failure):
             return outcome, None

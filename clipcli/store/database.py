@@ -74,14 +74,13 @@ class Store:
             self._write("digest", {key: np.frombuffer(digest, np.uint8)}, "")
         return digest
 
-    def picture_digest(self, file: bytes) -> bytes | None:
-        """The digest of the bytes that a picture's file had under `file_key`, or None."""
-        known = self._read("picture", [file]).get(file)
-        return None if known is None else bytes(known)
+    def picture_digests(self, files: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The digests of the bytes that pictures' files had, by `file_key`, of those that are known."""
+        return {file: bytes(digest) for file, digest in self._read("picture", files).items()}
 
-    def embedding(self, key: bytes) -> Array | None:
-        """The embedding under `embedding_key`, float32 [D], read-only, or None."""
-        return self._read("embedding", [key]).get(key)
+    def embeddings(self, keys: Sequence[bytes]) -> dict[bytes, Array]:
+        """The embeddings that are known, float32 [D], read-only, by `embedding_key`."""
+        return self._read("embedding", keys)
 
     def keep_pictures(self, files: Mapping[bytes, bytes], embeddings: Mapping[bytes, Array], model: str) -> None:
         """Keep digests of files' bytes by `file_key`, and embeddings; `model`: the image tower's fingerprint."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,6 +20,12 @@ from clipcli.records import Label, Template
 
 VERSION = 1  # raise it when a value means something else than before: old entries are then never found again
 KEY_BYTES = 16
+
+
+@lru_cache(maxsize=64)
+def _real(folder: str) -> str:
+    """A folder's path without links. That of the last folders is remembered: most pictures have neighbours."""
+    return os.path.realpath(folder)
 
 
 @lru_cache(maxsize=64)
@@ -74,11 +81,16 @@ def embedding_key(picture: bytes, pixels: str, image_fingerprint: str, arithmeti
     return _end(_begin("embedding", pixels, image_fingerprint, arithmetic), picture)
 
 
-def file_key(file: Path, part: str) -> bytes:
+def file_key(file: str | Path, part: str) -> bytes:
     """The key of what was computed from `part` of a file, as long as the file stays as it is.
 
     Raises OSError when there is no such file.
     """
-    now = file.stat()
-    path = os.path.realpath(file)  # which, unlike `resolve`, raises nothing where links lead in a circle by now
-    return _end(_begin("file", part, f"{now.st_size} {now.st_mtime_ns} {now.st_ino}"), os.fsencode(path))
+    folder, name = os.path.split(file)
+    now = os.lstat(file)
+    if stat.S_ISLNK(now.st_mode) or name in ("", ".."):
+        now, path = os.stat(file), os.path.realpath(file)  # which raises nothing where links lead in a circle by now
+    else:
+        path = os.path.join(_real(folder if os.path.isabs(folder) else os.path.join(os.getcwd(), folder)), name)
+    fields = f"{now.st_size} {now.st_mtime_ns} {now.st_ino}"
+    return _end(_begin.__wrapped__("file", part, fields), os.fsencode(path))

@@ -13,20 +13,23 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import chain, groupby, islice
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from clipcli.images.find import Walk
+from clipcli.images.stages import Stages
 from clipcli.images.stream import Batch, Decode, Prepared, batches, cpus, decoder, default_workers, make_prepare
 from clipcli.output.embeddings import Embeddings
 from clipcli.records import Embedded, Failure, FailureKind, Item, Source
 from clipcli.store import keys
-from clipcli.weights.model import Model
+from clipcli.weights.model import Model, Vectors
 
 if TYPE_CHECKING:
     from clipcli.images.transform import Crop, Pixels
@@ -49,6 +52,7 @@ class EmbedOptions:
     workers: int | None = None  # decoding threads; None: one a CPU
     flush_after: float | None = None  # seconds of silent input after which a partial batch goes through
     save_crop: Path | None = None  # a folder for what the model saw; nothing is recalled then
+    stages: Stages = field(default_factory=Stages, compare=False)  # where the time goes
 
     @property
     def decoder(self) -> str:
@@ -76,24 +80,44 @@ def embed_in_bursts(
     """The same, those together that are ready together."""
     if isinstance(inputs, Embeddings):
         inputs.check_model(model)
+    options.stages.began = time.perf_counter()
+    memory = _Remembered(model, options) if model.store.path is not None else None
+    live = options.flush_after is not None  # then no item may wait for the next
+    chunks: Iterator[list[Item]] = _chunks(sources(inputs), 1 if live else _BURST)
+    if memory and not live:
+        memory.asked = True
+        chunks = map(memory.recalled, chunks)
     is_ready = False
 
-    def needs_nothing(item: Item) -> bool:
+    def needs_nothing(chunk: list[Item]) -> bool:
         nonlocal is_ready
-        is_ready = is_ready if isinstance(item, Failure) else isinstance(item, Embedded)
+        kinds = set(map(type, chunk)) - {Failure}
+        is_ready = is_ready if not kinds else kinds == {Embedded}
         return is_ready
 
-    for ready, items in groupby(sources(inputs), needs_nothing):
-        if ready:
-            while burst := list(islice(items, _BURST)):
+    for ready, alike in groupby(chunks, needs_nothing):
+        for burst in alike if ready else _embed_sources(chain.from_iterable(alike), model, options, memory):
+            with options.stages.timed("rows"):
                 yield cast("list[Embedded | Failure]", burst)
-        else:
-            yield from _embed_sources(items, model, options)
 
 
-def _embed_sources(items: Iterable[Item], model: Model, options: EmbedOptions) -> Iterator[list[Embedded | Failure]]:
+def _chunks(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    """Some of the items at a time. One that brought its bytes waits for no other."""
+    chunk: list[Item] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size or (isinstance(item, Source) and item.data is not None):
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _embed_sources(
+    items: Iterable[Item], model: Model, options: EmbedOptions, memory: _Remembered | None
+) -> Iterator[list[Embedded | Failure]]:
     batch_size, workers = options.speed(model)
-    memory = _Remembered(model, options) if model.store.path is not None else None
+    options.stages.workers = workers
     size = model.config.vision.image_size
     stream = batches(
         items,
@@ -102,11 +126,21 @@ def _embed_sources(items: Iterable[Item], model: Model, options: EmbedOptions) -
         workers=workers,
         flush_after=options.flush_after,
         turns=workers >= cpus() and not model.on_cuda and sys.platform != "darwin",  # a Mac's GPU may be the model's
+        stages=options.stages,
     )
-    for batch in stream:
-        if options.save_crop is not None:
-            _save_crops(options.save_crop, batch)
-        yield list(_embed_batch(batch, model))
+    begun: deque[tuple[Batch, Callable[[], Vectors]]] = deque()
+    for batch in chain(stream, (None,)):
+        if batch is not None and batch.items:
+            if options.save_crop is not None:
+                _save_crops(options.save_crop, batch)
+            with options.stages.timed("model"):
+                begun.append((batch, model.submit(batch.pixels) if len(batch.pixels) else _nothing))
+        while len(begun) > (model.ahead if batch is not None and batch.items else 0):
+            done, wait = begun.popleft()
+            with options.stages.timed("model"):
+                fresh = wait()
+            options.stages.pictures += len(fresh)
+            yield list(_embedded(done, fresh, model))
 
 
 def sources(inputs: Input | Iterable[Input]) -> Iterator[Item]:
@@ -125,28 +159,41 @@ class _Remembered:
     def __init__(self, model: Model, options: EmbedOptions) -> None:
         self._store = model.store
         self._recalls = options.save_crop is None
+        self.asked = False  # whether all files were asked for before they came here
         self._policy = f"{POLICY} {options.pixels} {options.crop} {options.decoder}"
         self._maker = (model.image_fingerprint, model.arithmetic)
 
+    def recalled(self, chunk: list[Item]) -> list[Item]:
+        """The same items, those with their embeddings that are known by their files: two queries for all of them."""
+        files = [self.file(item) if isinstance(item, Source) else None for item in chunk]
+        known = self._embeddings([file for file in files if file])
+        return [
+            Embedded(item.path, known[file][1]) if file in known else item
+            for file, item in zip(files, chunk, strict=True)
+        ]
+
+    def _embeddings(self, files: Sequence[bytes]) -> dict[bytes, tuple[bytes, Vectors]]:
+        """Keys and embeddings of files that haven't changed since they were last read."""
+        digests = self._store.picture_digests(files) if self._recalls else {}
+        wanted = {file: keys.embedding_key(digest, self._policy, *self._maker) for file, digest in digests.items()}
+        found = self._store.embeddings(list(wanted.values()))
+        return {file: (key, found[key]) for file, key in wanted.items() if key in found}
+
     def recall(self, file: bytes) -> Prepared | None:
-        digest = self._store.picture_digest(file) if self._recalls else None
-        if digest is None:
-            return None
-        key = keys.embedding_key(digest, self._policy, *self._maker)
-        embedding = self._store.embedding(key)
-        return None if embedding is None else Prepared(embedding=embedding, key=key)
+        known = None if self.asked else self._embeddings([file]).get(file)
+        return None if known is None else Prepared(embedding=known[1], key=known[0])
 
     def recognise(self, file: bytes | None, data: bytes) -> Prepared:
         digest = keys.picture_digest(data)
         key = keys.embedding_key(digest, self._policy, *self._maker)
-        known = self._store.embedding(key) if self._recalls else None
+        known = self._store.embeddings([key]).get(key) if self._recalls else None
         return Prepared(embedding=known, key=key, file=(file, digest) if file else None)
 
     def file(self, source: Source) -> bytes | None:
         if source.data is not None:
             return None
         try:
-            return keys.file_key(Path(source.path), "picture")
+            return keys.file_key(source.path, "picture")
         except (OSError, ValueError):  # reading it will tell
             return None
 
@@ -159,8 +206,12 @@ def _save_crops(folder: Path, batch: Batch) -> None:
         save_crop(folder, path, square)
 
 
-def _embed_batch(batch: Batch, model: Model) -> Iterator[Embedded | Failure]:
-    fresh = model.encode_image(batch.pixels) if len(batch.pixels) else np.empty((0, 0), np.float32)
+def _nothing() -> Vectors:
+    return np.empty((0, 0), np.float32)
+
+
+def _embedded(batch: Batch, fresh: Vectors, model: Model) -> Iterator[Embedded | Failure]:
+    """The rows of a batch whose pixels became `fresh`, which the store learns."""
     finite = [bool(np.isfinite(vector).all()) for vector in fresh]
     if model.store.path is not None:
         known = {key: row for key, row, good in zip(batch.keys, fresh, finite, strict=True) if good}

@@ -199,6 +199,11 @@ class Model:
         """How many batches may be begun before the first of them is waited for: none but on CUDA."""
         return self._images.ahead if self.on_cuda else 0
 
+    @property
+    def busy(self) -> dict[str, float]:
+        """Seconds for which CUDA devices were busy, by what they did; empty elsewhere."""
+        return self._images.busy if self.on_cuda else {}
+
     @cached_property
     def _images(self) -> TorchImages:
         from clipcli.weights.torch_images import TorchImages

@@ -48,6 +48,12 @@ class TorchImages:
         """How many batches may be begun before the first of them is waited for."""
         return 2 * len(self.placement.devices) if self.placement.device.type == "cuda" else 0
 
+    @property
+    def busy(self) -> dict[str, float]:
+        """Seconds for which CUDA devices copied and computed, all together."""
+        transfer = sum(place.seconds[0] for place in self._towers)
+        return {"transfer": transfer, "forward": sum(place.seconds[1] for place in self._towers)}
+
     def submit(self, pixels: NDArray[np.uint8]) -> Pending:
         """Begin pictures [B, 3, size, size] (uint8, RGB); what comes back waits for unit rows [B, embed_dim] (fp32).
 
@@ -117,36 +123,40 @@ class Tower:
     ) -> None:
         self.tower, self._device, self.dtype = tower, device, dtype
         self._mean, self._std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (mean, std))
+        self.seconds = (0.0, 0.0)  # of copies and of forward passes, on CUDA
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def begin(self, pixels: NDArray[np.uint8]) -> Pending:
         """Begin one batch; errors of the device may come when it is waited for."""
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            vectors = self._forward(self._moved(torch.from_numpy(pixels)))
             if self._copies is None:
-                found: Vectors = vectors.cpu().numpy()
+                found: Vectors = self._forward(torch.from_numpy(pixels).to(self._device)).cpu().numpy()
                 return lambda: found
-            host = vectors.to("cpu", non_blocking=True)
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record(torch.cuda.current_stream(self._device))
+            return self._begin_on_cuda(torch.from_numpy(pixels), self._copies)
+
+    def _begin_on_cuda(self, pixels: Tensor, copies: torch.cuda.Stream) -> Pending:
+        """The pictures travel from pinned memory, on a stream of their own, while the batch before is computed."""
+        computing = torch.cuda.current_stream(self._device)
+        begun, moved, started, done = (torch.cuda.Event(enable_timing=True) for _ in range(4))  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(copies):
+            begun.record(copies)
+            there = pixels.pin_memory().to(self._device, non_blocking=True)
+            moved.record(copies)
+        computing.wait_event(moved)
+        there.record_stream(computing)  # its memory isn't given to the next batch before it is read
+        with torch.cuda.device(self._device):
+            started.record(computing)
+            host = self._forward(there).to("cpu", non_blocking=True)
+            done.record(computing)
 
         def wait() -> Vectors:
             done.synchronize()
+            transfer, forward = self.seconds
+            self.seconds = (transfer + begun.elapsed_time(moved) / 1e3, forward + started.elapsed_time(done) / 1e3)
             vectors: Vectors = host.numpy()
             return vectors
 
         return wait
-
-    def _moved(self, pixels: Tensor) -> Tensor:
-        """The pictures on the device. On CUDA they travel from pinned memory while the batch before is computed."""
-        if self._copies is None:
-            return pixels.to(self._device)
-        with torch.cuda.stream(self._copies):
-            moved = pixels.pin_memory().to(self._device, non_blocking=True)
-        computing = torch.cuda.current_stream(self._device)
-        computing.wait_stream(self._copies)
-        moved.record_stream(computing)  # its memory isn't given to the next batch before it is read
-        return moved
 
     def _forward(self, pixels: Tensor) -> Tensor:
         normalised = pixels.float().div_(255).sub_(self._mean).div_(self._std)
