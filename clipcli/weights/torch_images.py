@@ -61,19 +61,20 @@ class TorchImages:
         Pictures whose embedding isn't finite in half precision are encoded again in fp32; what still isn't finite
         comes back so. Raises ModelError where there is no memory for a single picture.
         """
+        size = min(len(pixels), self._most)
         place = self._towers[self._turn % len(self._towers)]
         self._turn += 1
         try:
-            begun = [place.begin(pixels[i : i + self._most]) for i in range(0, len(pixels), self._most)]
+            begun = [place.begin(pixels[i : i + size]) for i in range(0, len(pixels), size)]
         except (RuntimeError, MemoryError) as error:
-            self._halve(len(pixels), error)
+            self._halve(size, error)
             return self.submit(pixels)
 
         def wait() -> Vectors:
             try:
                 vectors = np.concatenate([part() for part in begun])
             except (RuntimeError, MemoryError) as error:
-                self._halve(len(pixels), error)
+                self._halve(size, error)
                 return self.submit(pixels)()
             wrong = ~np.isfinite(vectors).all(axis=1)
             if wrong.any() and self.placement.precision != "fp32":
@@ -86,7 +87,8 @@ class TorchImages:
         """Let no batch be larger than half of `size` from now on. Raises ModelError where it was one picture."""
         if not is_out_of_memory(error):
             raise error
-        size = min(size, self._most)
+        if size > self._most:  # begun before it was known
+            return
         if size == 1:
             hint = "use --device cpu, or a smaller model"
             raise ModelError(f"{self.checkpoint.name}: not enough memory for one picture", hint=hint) from error
