@@ -14,6 +14,12 @@ from torch.nn import functional as F
 from clipcli.model.config import Activation
 
 
+def noise(*shape: int, std: float) -> nn.Parameter:
+    """A parameter to begin training with; empty on the meta device, where random numbers import half of torch."""
+    values = torch.empty(shape)
+    return nn.Parameter(values if values.is_meta else values.normal_(std=std))
+
+
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation that computes in fp32 whatever comes in."""
 
@@ -56,7 +62,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.causal = causal
-        self.in_proj_weight = nn.Parameter(width**-0.5 * torch.randn(3 * width, width))
+        self.in_proj_weight = noise(3 * width, width, std=width**-0.5)
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipcli.model.blocks import positions
+from clipcli.model.blocks import noise, positions
 from clipcli.model.config import ResNetConfig
 
 
@@ -56,7 +56,7 @@ class AttentionPool2d(nn.Module):
     def __init__(self, grid: int, width: int, heads: int, embed_dim: int) -> None:
         super().__init__()
         self.heads = heads
-        self.positional_embedding = nn.Parameter(torch.randn(grid**2 + 1, width) / width**0.5)
+        self.positional_embedding = noise(grid**2 + 1, width, std=width**-0.5)
         self.k_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)

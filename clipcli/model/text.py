@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clipcli.model.blocks import LayerNorm, Transformer
+from clipcli.model.blocks import LayerNorm, Transformer, noise
 from clipcli.model.config import TextConfig
 
 
@@ -26,12 +26,12 @@ class TextTransformer(nn.Module):
     def __init__(self, config: TextConfig, embed_dim: int) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
-        self.positional_embedding = nn.Parameter(0.01 * torch.randn(config.context_length, config.width))
+        self.positional_embedding = noise(config.context_length, config.width, std=0.01)
         self.transformer = Transformer(
             config.width, config.layers, config.heads, config.mlp_width, config.activation, causal=True
         )
         self.ln_final = LayerNorm(config.width)
-        self.text_projection = nn.Parameter(config.width**-0.5 * torch.randn(config.width, embed_dim))
+        self.text_projection = noise(config.width, embed_dim, std=config.width**-0.5)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map token ids [B, N ≤ context_length] (int64) to embeddings [B, embed_dim], not normalised.

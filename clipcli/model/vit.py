@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from clipcli.model.blocks import LayerNorm, Transformer, positions
+from clipcli.model.blocks import LayerNorm, Transformer, noise, positions
 from clipcli.model.config import ViTConfig
 
 
@@ -17,14 +17,14 @@ class VisionTransformer(nn.Module):
         tokens = (config.image_size // config.patch_size) ** 2 + 1
         scale = config.width**-0.5
         self.conv1 = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size, bias=False)
-        self.class_embedding = nn.Parameter(scale * torch.randn(config.width))
-        self.positional_embedding = nn.Parameter(scale * torch.randn(tokens, config.width))
+        self.class_embedding = noise(config.width, std=scale)
+        self.positional_embedding = noise(tokens, config.width, std=scale)
         self.ln_pre = LayerNorm(config.width)
         self.transformer = Transformer(
             config.width, config.layers, config.heads, config.mlp_width, config.activation, causal=False
         )
         self.ln_post = LayerNorm(config.width)
-        self.proj = nn.Parameter(scale * torch.randn(config.width, embed_dim))
+        self.proj = noise(config.width, embed_dim, std=scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised pictures [B, 3, size, size] to embeddings [B, embed_dim], not normalised."""
