@@ -15,11 +15,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.metadata
-import importlib.util
 import json
-import os
-import platform
 import re
 import statistics
 import subprocess
@@ -29,9 +25,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock, patch
 
 import torch
+from peers import machine, open_clip
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -72,20 +68,8 @@ def plain_form(config: ClipConfig, arrays: Arrays) -> Form:
 
 def fast_form(config: ClipConfig, arrays: Arrays) -> Form:
     """What clipcli runs."""
-    return fast(build_image_tower(config, {name.removeprefix("visual."): array for name, array in arrays.items()}))
-
-
-def open_clip() -> Any:
-    """The package, with a stand-in for torchvision where that isn't there: pictures go through it, its models don't."""
-    stand_ins: dict[str, Any] = {}
-    if importlib.util.find_spec("torchvision") is None:
-        if importlib.util.find_spec("transformers"):
-            import transformers  # noqa: F401  # it looks closer at a torchvision than open_clip, which imports it
-        names = ("", ".transforms", ".transforms.functional", ".ops", ".ops.misc")
-        stand_ins = {f"torchvision{name}": MagicMock() for name in names}
-    with patch.dict(sys.modules, stand_ins):
-        import open_clip as package
-    return package
+    tower = build_image_tower(config, {name.removeprefix("visual."): array for name, array in arrays.items()})
+    return fast(tower, pack=True)
 
 
 def open_clip_form(config: ClipConfig, arrays: Arrays) -> Form:
@@ -164,15 +148,20 @@ def seconds(run: Callable[[], object], times: int = 1) -> float:
     return (time.perf_counter() - began) / times
 
 
-def measure(forms: dict[str, Form], pixels: Tensor, rounds: int, matrix: int) -> dict[str, list[float]]:
-    """Seconds a batch of each form, and a second's operations of the square product under "peak", round by round."""
+def measure(
+    forms: dict[str, Form], pixels: Tensor, rounds: int, matrix: int, least: float = 0.9999
+) -> dict[str, list[float]]:
+    """Seconds a batch of each form, and a second's operations of the square product under "peak", round by round.
+
+    `least`: the cosine to the first form's embeddings that each must reach.
+    """
     square = torch.randn(2, matrix, matrix)
     expected, times, spent = None, {}, {}
     for name, form in forms.items():
         times[name] = 1
         found = nn.functional.normalize(form(pixels).float())
         expected = found if expected is None else expected
-        assert (found * expected).sum(dim=1).min() >= 0.9999, f"{name} gives other embeddings"
+        assert (found * expected).sum(dim=1).min() >= least, f"{name} gives other embeddings"
         times[name] = max(1, round(0.3 / seconds(lambda form=form: form(pixels))))  # type: ignore[misc]
         spent[name] = list[float]()
     torch.mm(*square)
@@ -205,28 +194,6 @@ def print_memory(model: str, name: str, batch: int) -> None:
     found = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
     if found:
         print(int(found[1]) // 1024)
-
-
-def machine() -> dict[str, str]:
-    """What the figures depend on."""
-    cpu = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else None
-    versions = {}
-    for package in ("torch", "numpy", "open_clip_torch", "transformers"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not there"
-    if importlib.util.find_spec("torchvision") is None:
-        versions["torchvision"] = "not there (open_clip was given an empty stand-in, which its models don't use)"
-    return {
-        "cpu": f"{named[1] if named else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
-        "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
-        "python": platform.python_version(),
-        **versions,
-    }
 
 
 def ratio(spent: dict[str, list[float]], name: str, other: str) -> float:

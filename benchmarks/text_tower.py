@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from clipcli.model import prefix
 from clipcli.model.clip import build_text_tower
 from clipcli.model.config import ClipConfig, TextConfig
-from clipcli.model.text import TextTransformer, pad
+from clipcli.model.text import pad
 from clipcli.tokenizer import Tokenizer, _clean_fully, _join, _pattern, cut, spell
 from clipcli.zeroshot import templates as template_sets
 
@@ -90,7 +90,7 @@ def plain_form(config: ClipConfig, arrays: dict[str, Any], length: int = 77) -> 
 
 def fast_form(config: ClipConfig, arrays: dict[str, Any]) -> Form:
     """clipcli's, of these prompts alone; the measured run goes on over all of them."""
-    tower = build_text_tower(config, arrays)
+    tower = prefix.FastText(build_text_tower(config, arrays), pack=True)
 
     def run(ids: Ids) -> Tensor:
         out = torch.empty(len(ids), config.embed_dim)
@@ -169,7 +169,7 @@ def measure_tower(config: ClipConfig, prompts: Ids, by_label: list[list[int]], r
     """
     arrays = {name: array for name, array in tiny.weights(config).items() if not name.startswith("visual.")}
     arrays.pop("logit_scale")
-    tower: TextTransformer = build_text_tower(config, arrays)
+    tower = prefix.FastText(build_text_tower(config, arrays), pack=True)
     forms = dict(built(PEERS, config, arrays))
     groups = prefix.plan({tuple(row) for row in prompts})
     batches = sum(len(group.batches) for group in groups)

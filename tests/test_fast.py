@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipcli.model import fast as module
+from clipcli.model import products
 from clipcli.model.clip import CLIP, ImageTower, build_image_tower, image_tower
 from clipcli.model.config import ClipConfig, ResNetConfig, ViTConfig
 from clipcli.model.fast import FastResNet, FastViT, fast
+from clipcli.model.products import Product, packed
 from clipcli.tasks import verify
 from clipcli.weights.load import load_checkpoint
 from clipcli.weights.model import Model, load_model
@@ -58,13 +60,27 @@ def assert_equal(ours: Tensor, plain: Tensor) -> None:
     assert (ours * plain).sum(dim=1).min() >= 1 - 1e-5
 
 
+@pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("name", TOWERS)
-def test_the_same_numbers(name: str, batch: int) -> None:
+def test_the_same_numbers(name: str, batch: int, pack: bool) -> None:
     tower, pixels = plain(name), pictures(batch, TOWERS[name].image_size)
     before = pixels.clone()
-    assert_equal(unit(fast(plain(name)), pixels), unit(tower, pixels))
+    assert_equal(unit(fast(plain(name), pack=pack), pixels), unit(tower, pixels))
     assert torch.equal(pixels, before)
+
+
+def test_weights_are_packed_where_there_is_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, rows = torch.randn(6, 4), torch.randn(3, 4)
+    product = Product(weight, torch.ones(6), 2.0, "gelu", pack=True)
+    assert product.packed is not None and product.weight is None
+    expected = nn.functional.gelu(2 * rows @ weight.T + 1)
+    torch.testing.assert_close(product(rows), expected)
+    assert packed(weight.half()) is None
+    monkeypatch.setattr(products, "_onednn", None)
+    without = Product(weight, torch.ones(6), 2.0, "gelu", pack=True)
+    assert without.packed is None
+    torch.testing.assert_close(without(rows), expected)
 
 
 @pytest.mark.parametrize("name", ["quick", "rn"])
@@ -78,7 +94,8 @@ def test_every_tensor_matters(name: str) -> None:
         kept = tensor.clone()
         tensor.add_(0.3 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(3)).abs())
         changed = unit(tower, pixels)
-        assert_equal(unit(fast(copy.deepcopy(tower)), pixels), changed)
+        for pack in (False, True):
+            assert_equal(unit(fast(copy.deepcopy(tower), pack=pack), pixels), changed)
         # attention doesn't see the bias of its keys, alone among all tensors
         assert (changed - first).abs().max() > 1e-5 or key == "attnpool.k_proj.bias", key
         tensor.copy_(kept)

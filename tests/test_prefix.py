@@ -54,10 +54,10 @@ def plain(tower: TextTransformer, ids: Sequence[Sequence[int]], context: int = 7
         return tower(padded)
 
 
-def fast(tower: TextTransformer, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+def fast(tower: TextTransformer, ids: Sequence[Sequence[int]], pack: bool = False) -> torch.Tensor:
     out = torch.full((len(ids), tower.text_projection.shape[1]), torch.nan, dtype=tower.text_projection.dtype)
     seen: list[int] = []
-    for indices, vectors in prefix.encode(tower, ids):
+    for indices, vectors in prefix.encode(prefix.FastText(tower, pack=pack), ids):
         out[indices] = vectors
         seen += indices
     assert sorted(seen) == list(range(len(ids)))  # each once
@@ -67,7 +67,8 @@ def fast(tower: TextTransformer, ids: Sequence[Sequence[int]]) -> torch.Tensor:
 def check(tower: TextTransformer, ids: Sequence[Sequence[int]]) -> None:
     expected = plain(tower, ids)
     assert expected.std() > 0.1
-    torch.testing.assert_close(fast(tower, ids), expected, atol=1e-5, rtol=0)
+    for pack in (False, True):
+        torch.testing.assert_close(fast(tower, ids, pack), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("sizes", [ON_CPU, SMALL, Sizes(1, 0)], ids=["cpu", "small", "alone"])

@@ -4,13 +4,13 @@ A plain tower in evaluation mode goes into `fast`, a module that maps pictures t
 it does otherwise:
 
 - patches are cut by reshaping and embedded by one matrix product; all layers run on rows [B * N, width];
-- sums are made in place, residual ones by the matrix product itself;
-- `x · σ(1.702 x)` is `silu(1.702 x) / 1.702`, and both factors are the `alpha` of the products around it;
+- residual sums and activations are made by the matrix products themselves (`products`), in place where that isn't so;
 - of the last block only the class token is computed, and a single query needs no keys and values (`_one_query`);
 - BatchNorm is folded into the convolutions, which run channels-last, the layout that attention pooling reads;
 - on a CPU a large batch goes through in parts.
 
-A ViT's weights are shared with the plain tower, none is copied. There are no gradients: training runs the plain towers.
+A ViT's weights are shared with the plain tower unless they are packed. There are no gradients: training runs the plain
+towers.
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from clipcli.model.blocks import QuickGELU, ResidualAttentionBlock, positions
+from clipcli.model.blocks import ResidualAttentionBlock, positions
 from clipcli.model.clip import ImageTower
+from clipcli.model.products import BlockProducts, Product, norm
 from clipcli.model.resnet import Bottleneck, ModifiedResNet
 from clipcli.model.vit import VisionTransformer
 
 LARGEST = 32 << 20  # bytes of an intermediate result on a CPU; more comes from the system anew, page by page
 
 
-def fast(tower: ImageTower) -> nn.Module:
-    """The inference form of `tower`, which it takes over: moving or casting one afterwards does it to both."""
-    return FastViT(tower) if isinstance(tower, VisionTransformer) else FastResNet(tower)
+def fast(tower: ImageTower, *, pack: bool = False) -> nn.Module:
+    """The inference form of `tower`, which it takes over: moving or casting one afterwards does it to both.
+
+    With `pack` it stays where it is, a CPU, and in fp32, with weights in the layout that the CPU's products like best.
+    """
+    return FastViT(tower, pack=pack) if isinstance(tower, VisionTransformer) else FastResNet(tower)
 
 
 class _Fast(nn.Module):
@@ -56,65 +60,61 @@ class _Fast(nn.Module):
 class FastViT(_Fast):
     """A vision transformer."""
 
-    def __init__(self, tower: VisionTransformer) -> None:
+    def __init__(self, tower: VisionTransformer, *, pack: bool = False) -> None:
         super().__init__()
-        self.plain = tower
         self.patch = tower.conv1.kernel_size[0]
-        blocks = [FastBlock(block) for block in tower.transformer.resblocks]  # type: ignore[arg-type]
-        self.blocks, self.last = nn.ModuleList(blocks[:-1]), blocks[-1]
+        self.embed = Product(tower.conv1.weight.flatten(1), None, pack=pack)
+        self.class_embedding, self.positional_embedding = tower.class_embedding, tower.positional_embedding
+        self.ln_pre, self.ln_post, self.proj = tower.ln_pre, tower.ln_post, tower.proj
+        *first, last = tower.transformer.resblocks
+        self.blocks = nn.ModuleList(FastBlock(block, pack=pack) for block in first)  # type: ignore[arg-type]
+        self.last = LastBlock(last, pack=pack)  # type: ignore[arg-type]
 
     def _floats(self, size: int) -> int:
-        return ((size // self.patch) ** 2 + 1) * len(self.last.bias)  # the hidden layer of an MLP
+        return ((size // self.patch) ** 2 + 1) * self.last.hidden
 
     def _embed(self, pixels: Tensor) -> Tensor:
-        plain, batch, patch = self.plain, len(pixels), self.patch
+        batch, patch = len(pixels), self.patch
         grid = pixels.shape[-1] // patch
         x = pixels[..., : grid * patch, : grid * patch].reshape(batch, 3, grid, patch, grid, patch)
         x = x.permute(0, 2, 4, 1, 3, 5).reshape(batch * grid**2, 3 * patch**2)
-        x = (x @ plain.conv1.weight.flatten(1).T).view(batch, grid**2, -1)
-        x = _tokens(plain.class_embedding, x, plain.positional_embedding)  # [B, grid ** 2 + 1, width]
-        x = _norm(x, plain.ln_pre).flatten(0, 1)
+        x = self.embed(x).view(batch, grid**2, -1)
+        x = _tokens(self.class_embedding, x, self.positional_embedding)  # [B, grid ** 2 + 1, width]
+        x = norm(x, self.ln_pre).flatten(0, 1)
         for block in self.blocks:
-            block(x, batch)
-        return _norm(self.last.class_tokens(x, batch), plain.ln_post) @ plain.proj
+            x = block(x, batch)
+        return norm(self.last(x, batch), self.ln_post) @ self.proj
 
 
-class FastBlock(nn.Module):
-    """A residual attention block that changes its input, rows [B * N, width], in place."""
+class FastBlock(BlockProducts):
+    """A residual attention block over rows [B * N, width], which it may change in place."""
 
-    def __init__(self, block: ResidualAttentionBlock) -> None:
-        super().__init__()
-        self.ln_1, self.attn, self.ln_2 = block.ln_1, block.attn, block.ln_2
-        self.c_fc, self.c_proj = block.mlp.c_fc, block.mlp.c_proj
-        self.quick = isinstance(block.mlp.act, QuickGELU)
-        self.scale = 1.702 if self.quick else 1.0
-        self.bias: Tensor
-        self.register_buffer("bias", self.scale * block.mlp.c_fc.bias.detach())
+    def __init__(self, block: ResidualAttentionBlock, *, pack: bool) -> None:
+        super().__init__(block, pack=pack)
+        self.qkv = Product(block.attn.in_proj_weight, block.attn.in_proj_bias, pack=pack)
 
-    def forward(self, x: Tensor, batch: int) -> None:
-        """Make of `x` what the plain block makes of it."""
-        attn, width = self.attn, x.shape[1]
-        y = F.linear(_norm(x, self.ln_1), attn.in_proj_weight, attn.in_proj_bias)  # [B * N, 3 * width]
-        q, k, v = y.view(batch, -1, 3, attn.heads, width // attn.heads).permute(2, 0, 3, 1, 4)
+    def forward(self, x: Tensor, batch: int) -> Tensor:
+        """What the plain block makes of `x`."""
+        y = self.qkv(norm(x, self.ln_1))  # [B * N, 3 * width]
+        q, k, v = y.view(batch, -1, 3, self.heads, x.shape[1] // self.heads).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v)  # [B, heads, N, width / heads]
-        _add(x, y.transpose(1, 2).reshape(x.shape), attn.out_proj)
-        self._mlp(x)
+        return self.rest(x, y.transpose(1, 2).reshape(x.shape))
 
-    def class_tokens(self, x: Tensor, batch: int) -> Tensor:
-        """The first token of each picture [B, width] after this block."""
-        attn, width = self.attn, x.shape[1]
-        y = _norm(x, self.ln_1).view(batch, -1, width)
-        (query, key, value), bias = attn.in_proj_weight.chunk(3), attn.in_proj_bias.chunk(3)
-        y = _one_query(F.linear(y[:, 0], query, bias[0]), y, key, value, attn.heads) + bias[2]
-        x = x.view(batch, -1, width)[:, 0].contiguous()
-        _add(x, y, attn.out_proj)
-        self._mlp(x)
-        return x
 
-    def _mlp(self, x: Tensor) -> None:
-        y = torch.addmm(self.bias, _norm(x, self.ln_2), self.c_fc.weight.T, alpha=self.scale)
-        y = F.silu(y, inplace=True) if self.quick else torch.ops.aten.gelu_(y)  # F.gelu has no `inplace`
-        _add(x, y, self.c_proj, 1 / self.scale)
+class LastBlock(BlockProducts):
+    """The last one, of which only the class token [B, width] is wanted."""
+
+    def __init__(self, block: ResidualAttentionBlock, *, pack: bool) -> None:
+        super().__init__(block, pack=pack)
+        self.in_proj_weight, self.in_proj_bias = block.attn.in_proj_weight, block.attn.in_proj_bias
+
+    def forward(self, x: Tensor, batch: int) -> Tensor:
+        """The first token of each picture after this block."""
+        width = x.shape[1]
+        y = norm(x, self.ln_1).view(batch, -1, width)
+        (query, key, value), bias = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        y = _one_query(F.linear(y[:, 0], query, bias[0]), y, key, value, self.heads) + bias[2]
+        return self.rest(x.view(batch, -1, width)[:, 0].contiguous(), y)
 
 
 class FastResNet(_Fast):
@@ -175,18 +175,6 @@ def _tokens(first: Tensor, rest: Tensor, embedding: Tensor) -> Tensor:
     x[:, 0] = first + places[0]
     torch.add(rest, places[1:], out=x[:, 1:])
     return x
-
-
-def _norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)  # sums in fp32 by itself
-
-
-def _add(x: Tensor, rows: Tensor, linear: nn.Linear, alpha: float = 1.0) -> None:
-    """Add `linear(alpha * rows)` to `x` in place."""
-    if x.dtype == torch.float32:
-        x.add_(linear.bias).addmm_(rows, linear.weight.T, alpha=alpha)
-    else:  # rounds `x` once, as the plain tower does
-        x.add_(torch.addmm(linear.bias, rows, linear.weight.T, alpha=alpha))
 
 
 def _one_query(query: Tensor, x: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:

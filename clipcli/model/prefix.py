@@ -3,7 +3,7 @@
 No prompt is padded to the context length, and each is computed once. Prompts that begin alike, as a template's do,
 share their first tokens: since no token sees a later one, these go through the tower once, and the rests look back at
 the keys and values that were kept. The last block runs for the end tokens alone. The weights are the
-`TextTransformer`'s own, used where they lie; it stays the reference. Nothing is normalised here, nor tokenized.
+`TextTransformer`'s own unless they are packed; it stays the reference. Nothing is normalised here, nor tokenized.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from itertools import chain, zip_longest
 from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipcli.model.blocks import MLP, QuickGELU, ResidualAttentionBlock
+from clipcli.model.blocks import ResidualAttentionBlock
+from clipcli.model.products import BlockProducts, Product, norm
 from clipcli.model.text import TextTransformer
 
 Row = tuple[int, ...]  # a prompt's token ids up to its end token
@@ -48,7 +49,23 @@ class Group:
         return len(self.prefix) + sum(len(row) - len(self.prefix) for batch in self.batches for row in batch)
 
 
-def encode(tower: TextTransformer, ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
+class FastText(nn.Module):
+    """The text tower's parts as `encode` uses them. With `pack` it stays on the CPU, in fp32 (`products`)."""
+
+    def __init__(self, tower: TextTransformer, *, pack: bool = False) -> None:
+        super().__init__()
+        self.token_embedding, self.positional_embedding = tower.token_embedding, tower.positional_embedding
+        self.blocks = nn.ModuleList(_Block(block, pack=pack) for block in tower.transformer.resblocks)  # type: ignore[arg-type]
+        self.ln_final, self.text_projection = tower.ln_final, tower.text_projection
+
+
+class _Block(BlockProducts):
+    def __init__(self, block: ResidualAttentionBlock, *, pack: bool) -> None:
+        super().__init__(block, pack=pack)
+        self.qkv = Product(block.attn.in_proj_weight, block.attn.in_proj_bias, pack=pack)
+
+
+def encode(tower: FastText, ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
     """Embeddings of prompts (ragged token ids, up to the context length), not normalised, as batches are done.
 
     Yields (indices into `ids`, [len(indices), embed_dim] in the tower's dtype).
@@ -135,7 +152,7 @@ def _lay(rows: Sequence[Row], device: torch.device) -> _Rows:
 
 
 @torch.inference_mode()
-def _prefix(tower: TextTransformer, prefix: Row) -> list[Kept | None]:
+def _prefix(tower: FastText, prefix: Row) -> list[Kept | None]:
     """The keys and values of each block for tokens that prompts begin with."""
     blocks = _blocks(tower)
     past: list[Kept | None] = [None] * len(blocks)
@@ -148,7 +165,7 @@ def _prefix(tower: TextTransformer, prefix: Row) -> list[Kept | None]:
 
 
 @torch.inference_mode()
-def _rests(tower: TextTransformer, batch: Sequence[Row], past: Sequence[Kept | None]) -> Tensor:
+def _rests(tower: FastText, batch: Sequence[Row], past: Sequence[Kept | None]) -> Tensor:
     """Embeddings [B, embed_dim] of rows whose first tokens are in `past`."""
     start = past[0][0].shape[1] if past[0] else 0
     rows = _lay([row[start:] for row in batch], tower.text_projection.device)
@@ -157,37 +174,34 @@ def _rests(tower: TextTransformer, batch: Sequence[Row], past: Sequence[Kept | N
     for block, kept in zip(blocks, past, strict=False):
         x, _ = _block(block, x, rows, kept)
     x, _ = _block(last, x, rows, past[-1], ends=True)  # [B, width]
-    return tower.ln_final(x) @ tower.text_projection
+    return norm(x, tower.ln_final) @ tower.text_projection
 
 
-def _blocks(tower: TextTransformer) -> list[ResidualAttentionBlock]:
-    return cast("list[ResidualAttentionBlock]", [*tower.transformer.resblocks])
+def _blocks(tower: FastText) -> list[_Block]:
+    return cast("list[_Block]", [*tower.blocks])
 
 
-def _embed(tower: TextTransformer, rows: _Rows, start: int) -> Tensor:
+def _embed(tower: FastText, rows: _Rows, start: int) -> Tensor:
     """Tokens [T, width] of rows whose first stands at the place `start` of its prompt."""
     x = tower.token_embedding(rows.tokens)
     return x + tower.positional_embedding[start + rows.places].to(x.dtype)
 
 
-def _block(
-    block: ResidualAttentionBlock, x: Tensor, rows: _Rows, past: Kept | None, *, ends: bool = False
-) -> tuple[Tensor, Kept]:
+def _block(block: _Block, x: Tensor, rows: _Rows, past: Kept | None, *, ends: bool = False) -> tuple[Tensor, Kept]:
     """Map tokens [T, width] that stand behind `past` to the same, or with `ends` to the last of each row [B, width].
 
     Also returns the keys and values of the first row.
     """
-    attn, (size, length) = block.attn, rows.table.shape
-    qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)[rows.table]  # [B, N, 3 * width]
-    q, k, v = qkv.view(size, length, 3, attn.heads, -1).permute(2, 0, 3, 1, 4)  # each [B, heads, N, width / heads]
+    size, length = rows.table.shape
+    qkv = block.qkv(norm(x, block.ln_1))[rows.table]  # [B, N, 3 * width]
+    q, k, v = qkv.view(size, length, 3, block.heads, -1).permute(2, 0, 3, 1, 4)  # each [B, heads, N, width / heads]
     places = torch.arange(length, device=x.device)
     if ends:  # the last of the table are the last of the rows
         x, q, seen = x[rows.ends], q[:, :, -1:], (places <= rows.places[rows.ends, None])[:, None, None]
         mixed = _attend(q, k, v, seen, past)[:, :, 0]  # [B, heads, width / heads]
     else:
         mixed = _attend(q, k, v, places <= places[:, None], past).transpose(1, 2)[rows.rows, rows.places]
-    x = x + attn.out_proj(mixed.flatten(1))
-    return x + _mlp(block.mlp, block.ln_2(x)), (k[0], v[0])
+    return block.rest(x, mixed.flatten(1)), (k[0], v[0])
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, past: Kept | None) -> Tensor:
@@ -214,11 +228,3 @@ def _together(x: Tensor) -> Tensor:
 def _apart(x: Tensor, like: Tensor) -> Tensor:
     """[heads, B * Q, n] as [B, heads, Q, n], B and Q as in `like`."""
     return x.view(len(x), like.shape[0], like.shape[2], -1).transpose(0, 1)
-
-
-def _mlp(mlp: MLP, x: Tensor) -> Tensor:
-    """Map [T, width] to [T, width]. QuickGELU is SiLU of 1.702 x, a factor that the products before and after take."""
-    factor = 1.702 if isinstance(mlp.act, QuickGELU) else 1.0
-    x = torch.addmm(mlp.c_fc.bias, x, mlp.c_fc.weight.mT, beta=factor, alpha=factor)
-    x = F.silu(x, inplace=True) if isinstance(mlp.act, QuickGELU) else mlp.act(x)
-    return torch.addmm(mlp.c_proj.bias, x, mlp.c_proj.weight.mT, alpha=1 / factor)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcli.errors import VocabularyError
+from clipcli.errors import UsageError, VocabularyError
 from clipcli.model.config import Activation, ClipConfig, ViTConfig
 from clipcli.store.database import Store
 from clipcli.tokenizer import Tokenizer, files_of
@@ -30,20 +30,25 @@ from clipcli.weights.load import Checkpoint, load_checkpoint
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clipcli.model.device import Placement, Precision
+    from clipcli.model.device import Placement, Precision, Runtime
+    from clipcli.model.prefix import FastText
     from clipcli.model.text import TextTransformer
+    from clipcli.weights.onnx_images import OnnxImages, OnnxPrecision
     from clipcli.weights.torch_images import TorchImages
 
 log = logging.getLogger("clipcli")
 
+AUTO_RUNTIME: Runtime = "torch"  # or onnx: where nothing but a CPU is meant, in fp32, and it is installed
+
 Vectors = NDArray[np.float32]
 
 
-def load_model(
+def load_model(  # noqa: PLR0913  # all have defaults
     model: str | Path | Located,
     *,
     device: str = "auto",
     precision: Precision = "auto",
+    runtime: Runtime = "auto",
     activation: Activation | None = None,
     head_width: int | None = None,
     vocabulary: str | Path | None = None,
@@ -54,7 +59,8 @@ def load_model(
 
     A name is a short one ("ViT-B-32-256-datacomp") or an id of the Hub, `org/name` or `org/name@revision`: the model
     is downloaded if it isn't in the Hub's cache yet, unless `offline`; "tiny" lies in this package. A `Path` is never
-    a name. `activation` and `head_width` are for bare state dicts, which don't tell; `store` defaults to one that is
+    a name. `runtime` is the image tower's; "onnx", which int8 means, needs the extra of that name, and runs on a CPU.
+    `activation` and `head_width` are for bare state dicts, which don't tell; `store` defaults to one that is
     forgotten with the process. Raises ModelError, VocabularyError, UsageError.
     """
     words = Path(vocabulary) if vocabulary is not None else None
@@ -68,7 +74,7 @@ def load_model(
     checkpoint = replace(checkpoint, name=located.name)
     if located.entry is catalog.TINY:
         log.warning("tiny is a small model for trying out; default: %s", catalog.DEFAULT)
-    return Model(checkpoint, device=device, precision=precision, store=store or Store(None))
+    return Model(checkpoint, device=device, precision=precision, runtime=runtime, store=store or Store(None))
 
 
 class Model:
@@ -78,12 +84,22 @@ class Model:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: str, precision: Precision, store: Store, reference: bool = False
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str,
+        precision: Precision,
+        store: Store,
+        runtime: Runtime = "auto",
+        reference: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         self.store = store
         self._asked = (device, precision)
         self._reference = reference
+        self._onnx = None if reference else self._onnx_precision(runtime)
+        if self._onnx:
+            self._asked = ("cpu", "fp32")  # the text tower, which stays torch's
         self._begun = 0  # pictures that numpy encoded, and those that were too many for it
 
     def __repr__(self) -> str:
@@ -106,27 +122,57 @@ class Model:
         """Its architecture and preprocessing."""
         return self.checkpoint.config
 
+    def _onnx_precision(self, runtime: Runtime) -> OnnxPrecision | None:
+        """That of the image tower in ONNX Runtime; None: it is torch's. Raises UsageError."""
+        device, precision = self._asked
+        if runtime == "torch" and precision == "int8":
+            raise UsageError("torch has no int8 here", hint="leave out --runtime torch, or use --precision fp32")
+        if runtime == "torch" or ("onnx" not in (runtime, AUTO_RUNTIME) and precision != "int8"):
+            return None
+        from clipcli.weights import onnx_images
+
+        if runtime == "auto" and precision != "int8":
+            fits = precision in ("auto", "fp32") and self._is_cpu and onnx_images.is_installed()
+            return "fp32" if fits else None
+        return onnx_images.check(self.checkpoint, device, precision)
+
     @cached_property
     def placement(self) -> Placement:
-        """Where it runs and in which precision."""
+        """Where torch runs and in which precision: both towers, or the text tower where ONNX Runtime has the other."""
         from clipcli.model.device import place
 
         return place(*self._asked)
 
     @property
     def where(self) -> str:
-        """`placement` in words, without torch where that is a CPU beyond doubt."""
-        device, precision = self._asked
-        is_cpu = device == "cpu" or (device == "auto" and self._no_cuda and sys.platform != "darwin")
-        return "cpu, fp32" if is_cpu and precision in ("auto", "fp32") else str(self.placement)
+        """Device and precision of the image tower in words, without torch where that is a CPU beyond doubt."""
+        if self._onnx:
+            return f"cpu, {self._onnx}, ONNX Runtime"
+        return "cpu, fp32" if self._is_cpu and self._asked[1] in ("auto", "fp32") else str(self.placement)
+
+    @property
+    def _is_cpu(self) -> bool:
+        """Whether that is beyond doubt."""
+        device = self._asked[0]
+        return device == "cpu" or (device == "auto" and self._no_cuda and sys.platform != "darwin")
+
+    @property
+    def precision(self) -> str:
+        """That of the image tower."""
+        return self._onnx or self.placement.precision
 
     @property
     def arithmetic(self) -> str:
-        """Runtime and precision: numbers made in the same arithmetic may be kept under the same key.
+        """Runtime and precision of the image tower: numbers made in the same one may be kept under the same key.
 
         Known without torch where the device can't change it, so that a run whose answers are kept starts quickly.
         What numpy makes of a few pictures differs by less than 1e-5 from what torch does, and goes by torch's name.
         """
+        return f"onnx-{self._onnx}" if self._onnx else self.text_arithmetic
+
+    @property
+    def text_arithmetic(self) -> str:
+        """The same of the text tower, which is always torch's."""
         precision = self._asked[1]
         if precision == "auto" and self._no_cuda:
             precision = "fp32"
@@ -205,7 +251,12 @@ class Model:
         return self._images.busy if self.on_cuda else {}
 
     @cached_property
-    def _images(self) -> TorchImages:
+    def _images(self) -> TorchImages | OnnxImages:
+        if self._onnx:
+            from clipcli.weights.onnx_images import OnnxImages
+
+            folder = self.store.path and self.store.path.parent / "onnx"
+            return OnnxImages(self.checkpoint, self._onnx, self.image_fingerprint, folder)
         from clipcli.weights.torch_images import TorchImages
 
         return TorchImages(self.checkpoint, self.placement, self._reference)
@@ -213,7 +264,13 @@ class Model:
     def _are_few(self, pictures: int, vision: ViTConfig) -> bool:
         """Whether numpy does so many more pictures before torch would be imported, and the same numbers come out."""
         device, precision = self._asked
-        if "torch" in sys.modules or device == "mps" or precision not in ("auto", "fp32") or not self._no_cuda:
+        if (
+            self._onnx
+            or "torch" in sys.modules
+            or device == "mps"
+            or precision not in ("auto", "fp32")
+            or not self._no_cuda
+        ):
             return False
         from clipcli.model import plain
 
@@ -248,8 +305,15 @@ class Model:
         elif ids:
             from clipcli.model import prefix
 
-            for indices, vectors in prefix.encode(self._text_tower, ids):
+            for indices, vectors in prefix.encode(self._fast_text_tower, ids):
                 yield indices, _unit(vectors)
+
+    @cached_property
+    def _fast_text_tower(self) -> FastText:
+        from clipcli.model.prefix import FastText
+
+        device, precision = self.placement.device.type, self.placement.precision
+        return FastText(self._text_tower, pack=(device, precision) == ("cpu", "fp32"))
 
     @cached_property
     def _text_tower(self) -> TextTransformer:

@@ -38,8 +38,7 @@ class TorchImages:
     def __init__(self, checkpoint: Checkpoint, placement: Placement, reference: bool = False) -> None:
         self.checkpoint = checkpoint
         self.placement = placement
-        # never tried on MPS
-        self._derive = (lambda tower: tower) if reference or placement.device.type == "mps" else fast
+        self.reference = reference
         self._most = sys.maxsize  # pictures in a batch, once memory was short
         self._turn = 0
 
@@ -107,9 +106,14 @@ class TorchImages:
         return self._tower(self.placement.device, torch.float32)
 
     def _tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
-        tower = self._derive(build_image_tower(self.checkpoint.config, self.checkpoint.tower("image")))
+        plain = build_image_tower(self.checkpoint.config, self.checkpoint.tower("image"))
+        packed = (device.type, dtype) == ("cpu", torch.float32)
+        usual = self.reference or device.type == "mps"  # where the fast form was never tried
+        tower: nn.Module = plain if usual else fast(plain, pack=packed)
+        if usual or not packed:
+            tower.to(device, dtype)
         preprocess = self.checkpoint.config.preprocess
-        return Tower(tower.to(device, dtype), device, dtype, preprocess.mean, preprocess.std)
+        return Tower(tower, device, dtype, preprocess.mean, preprocess.std)
 
 
 class Tower:
