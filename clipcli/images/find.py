@@ -162,7 +162,7 @@ class Walk:
                 status = os.stat(path) if self.follow or not below else os.lstat(path)
                 if not stat.S_ISDIR(status.st_mode):
                     archives += _is_archive(path)
-                    yield from self._file(path, below)
+                    yield from self._file(path, below, status.st_mode)
                     continue
                 names = sorted(os.listdir(os.fsencode(path)), reverse=True)
             except OSError as error:
@@ -182,12 +182,13 @@ class Walk:
             what = f"{archives:,} archive{'' if archives == 1 else 's'}"
             _log.warning("%s: %s in it passed over; to look inside, name them as INPUT", top, what)
 
-    def _file(self, path: str, below: str) -> Iterator[Source | Failure]:
+    def _file(self, path: str, below: str, known: int = stat.S_IFLNK) -> Iterator[Source | Failure]:
+        """What becomes of an entry that is no folder; its mode is `known` unless it is a link."""
         if self.include and not _matches(below, self.include):
             return
         by_name = named_like_a_picture(path)
         try:
-            mode = os.stat(path).st_mode
+            mode = os.stat(path).st_mode if stat.S_ISLNK(known) else known
             if stat.S_ISREG(mode) and (by_name or _holds_a_picture(path)):
                 yield Source(path)
                 return

@@ -12,6 +12,7 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,12 @@ def _dtype(kind: str) -> str:
 
 
 def _array(kind: str, shape: bytes, value: bytes) -> npt.NDArray[Any]:
-    return np.frombuffer(value, _dtype(kind)).reshape([int(size) for size in shape.split(b"x")])
+    return np.frombuffer(value, _dtype(kind)).reshape(_sizes(shape))
+
+
+@lru_cache(maxsize=16)
+def _sizes(shape: bytes) -> tuple[int, ...]:
+    return tuple(map(int, shape.split(b"x")))
 
 
 def _is_intact(key: bytes, shape: object, checksum: object, value: object) -> bool:
