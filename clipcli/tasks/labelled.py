@@ -7,9 +7,12 @@ Embeddings come from the store where it knows them, so that looking at a set aga
 
 from __future__ import annotations
 
+import logging
+import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +20,12 @@ from numpy.typing import NDArray
 from clipcli.errors import UsageError
 from clipcli.records import Failure, Item, Label
 from clipcli.tasks.embed import EmbedOptions, embed
-from clipcli.tasks.pairs import read_pairs
+from clipcli.tasks.pairs import read_pairs, shards
 from clipcli.weights.model import Model
+
+Wanted = Callable[[str], bool]
+
+_log = logging.getLogger("clipcli")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,19 +38,61 @@ class LabelledSet:
     paths: tuple[str, ...]
     failures: tuple[Failure, ...]  # pictures that have no embedding
 
+    def only(self, wanted: Wanted) -> LabelledSet:
+        """The pictures, and the failures, whose paths are `wanted`. Raises UsageError where no picture is."""
+        rows = [row for row, path in enumerate(self.paths) if wanted(path)]
+        if not rows:
+            raise UsageError(f"no picture of {len(self.paths):,} matches", hint=_GLOBS)
+        kept, truth = np.unique(self.truth[rows], return_inverse=True)
+        return LabelledSet(
+            self.vectors[rows],
+            truth,
+            tuple(self.classes[index] for index in kept),
+            tuple(self.paths[row] for row in rows),
+            tuple(failure for failure in self.failures if wanted(failure.path)),
+        )
+
+
+_GLOBS = "globs see a picture's name, and its path below the folder, table or archive"
+
+
+def matching(data: Sequence[str], include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Wanted:
+    """Whether a picture of `data` is meant: its name or its path below them matches one of `include`, if there are
+    any, and none of `exclude`."""
+    roots = sorted({root for shard in shards(data) for root in (shard, os.path.dirname(shard))}, key=len, reverse=True)
+
+    def wanted(path: str) -> bool:
+        root = next(filter(path.startswith, roots), "")
+        below = path.removeprefix(root).lstrip(":" + os.sep)
+        names = (os.path.basename(below), below)
+        return not any(fnmatchcase(name, glob) for name in names for glob in exclude) and (
+            not include or any(fnmatchcase(name, glob) for name in names for glob in include)
+        )
+
+    return wanted
+
 
 def embed_set(
-    data: Sequence[str], model: Model, options: EmbedOptions | None = None, words: Mapping[str, Label] | None = None
+    data: Sequence[str],
+    model: Model,
+    options: EmbedOptions | None = None,
+    words: Mapping[str, Label] | None = None,
+    wanted: Wanted = lambda path: True,
 ) -> LabelledSet:
-    """Embed all pictures of folders of class folders, tables with a label column, or archives of samples.
+    """Embed all `wanted` pictures of folders of class folders, tables with a label column, or archives of samples.
 
     `words` are the user's labels: a class is found among them by name or alias, and goes by the label's name then.
     Raises UsageError where pictures have captions and no label, or where there is no picture.
     """
     labels: deque[str] = deque()
+    is_left_out = False
 
     def items() -> Iterator[Item]:
+        nonlocal is_left_out
         for pair in read_pairs(data, words):
+            if not wanted(pair.path if isinstance(pair, Failure) else pair.source.path):
+                is_left_out = True
+                continue
             if isinstance(pair, Failure):
                 labels.append("")
                 yield pair
@@ -65,6 +114,18 @@ def embed_set(
             paths.append(row.path)
     if not vectors:
         reason = f"; the first: {failures[0].path}: {failures[0].message}" if failures else ""
-        raise UsageError(f"no picture in {', '.join(data)} can be used{reason}")
+        raise UsageError(f"no picture in {', '.join(data)} can be used{reason}", hint=_GLOBS if is_left_out else None)
+    _tell_empty(data, [*paths, *(failure.path for failure in failures)], wanted)
     classes, indices = np.unique(np.array(truth, dtype=object), return_inverse=True)
     return LabelledSet(np.stack(vectors), indices, tuple(classes.tolist()), tuple(paths), tuple(failures))
+
+
+def _tell_empty(data: Sequence[str], paths: Sequence[str], wanted: Wanted) -> None:
+    """A notice about class folders without any picture: their class is missing from every figure."""
+    for folder in filter(os.path.isdir, data):
+        met = {path.removeprefix(folder).lstrip(os.sep).partition(os.sep)[0] for path in paths}
+        with os.scandir(folder) as entries:
+            empty = sorted(one.name for one in entries if one.is_dir() and one.name[0] != "." and one.name not in met)
+        for name in empty:
+            if wanted(os.path.join(folder, name, "")):
+                _log.warning("%s: no picture in it: its class doesn't count", os.path.join(folder, name))

@@ -1,0 +1,409 @@
+"""`clipcli eval`: how good a classifier is on labelled pictures, on one set or several, with one model or several."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clipcli.cli import complete
+from clipcli.cli import options as opt
+from clipcli.cli.console import Talk, wants_color
+from clipcli.cli.request import ModelChoice, Words, describe
+from clipcli.cli.streams import check_new_file
+from clipcli.errors import ExitCode, UsageError
+from clipcli.images.find import check_inputs
+from clipcli.output.text import counted, printable
+from clipcli.records import Failure
+
+if TYPE_CHECKING:
+    from clipcli.tasks.embed import EmbedOptions
+    from clipcli.tasks.evaluate import Evaluation, Paired, Vectors
+    from clipcli.tasks.labelled import LabelledSet
+    from clipcli.weights.model import Model
+    from clipcli.zeroshot.classifier import Classifier
+
+SHOWN = 5  # failures that are listed without --verbose
+
+EXAMPLES = opt.epilog(
+    "clipcli eval by-class/ -l labels.txt  # a folder for each class",
+    "clipcli eval truth.csv -l labels.txt --html report.html --csv pictures.csv",
+    "clipcli eval photo=photos/ sketch=sketches/ -l labels.txt  # what another kind of pictures costs",
+    "clipcli eval pacs.tar -l labels.txt --include 'photo=photo-*' --include 'sketch=sketch-*'",
+    "clipcli eval by-class/ -l labels.txt -m ViT-B-32-256-datacomp -m ViT-B-16-openai",
+    "clipcli eval by-class/ -c my.safetensors --unknown others/ --want-precision 0.98",
+    "clipcli eval tagged.csv -l tags.txt --multi-label --write-labels tags.csv  # a column labels: cat|dog",
+)
+
+Sets = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="[NAME=]SET...",
+        help="Labelled pictures: a folder of class folders, .csv, .tsv or .jsonl with path and label, or webdataset "
+        "archives.",
+        show_default=False,
+    ),
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--include",
+        metavar="[NAME=]GLOB",
+        help="Only pictures that match (repeatable). With names, each SET is split into sets of these names.",
+        rich_help_panel=opt.INPUT,
+    ),
+]
+IgnoreMissing = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-missing",
+        metavar="",
+        help="Leave out pictures whose class is no label, where that is an error otherwise.",
+        rich_help_panel=opt.INPUT,
+    ),
+]
+UnknownSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--unknown",
+        metavar="INPUT",
+        help="Pictures that belong to no label (repeatable): can they be told from the others?",
+        rich_help_panel=opt.INPUT,
+    ),
+]
+WantPrecision = Annotated[
+    float,
+    typer.Option(
+        metavar="P",
+        min=0,
+        max=1,
+        help="Find least scores, cosines and margins at which so many of the answers are right.",
+        rich_help_panel=opt.OUTPUT,
+    ),
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        envvar="CLIPCLI_MODEL",
+        callback=opt.whole_variable,
+        autocompletion=complete.models,
+        help="As in classify; with several, each is compared with the first on the same pictures.",
+        rich_help_panel=opt.CLASSIFIER,
+        show_default=False,
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", metavar="", help="One JSON object with everything.", rich_help_panel=opt.OUTPUT)
+]
+Csv = Annotated[
+    Path | None,
+    typer.Option("--csv", metavar="FILE", help="Write a row for every picture to FILE.", rich_help_panel=opt.OUTPUT),
+]
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Write a report to FILE: one page with plots and the surest mistakes.",
+        rich_help_panel=opt.OUTPUT,
+    ),
+]
+MultiLabel = Annotated[
+    bool,
+    typer.Option(
+        "--multi-label",
+        metavar="",
+        help="Each label by itself, as in classify; in the truth, | stands between a picture's labels.",
+        rich_help_panel=opt.CLASSIFIER,
+    ),
+]
+WriteLabels = Annotated[
+    Path | None,
+    typer.Option(
+        "--write-labels",
+        metavar="FILE.csv",
+        help="With --multi-label: write the labels with the thresholds that give the best F1.",
+        rich_help_panel=opt.OUTPUT,
+    ),
+]
+Top = Annotated[int, typer.Option("--top", metavar="N", min=1, help="Lines of each table.", rich_help_panel=opt.OUTPUT)]
+
+
+def eval(
+    sets: Sets,
+    include: Include = None,
+    exclude: opt.Exclude = None,
+    ignore_missing: IgnoreMissing = False,
+    unknown: UnknownSet = None,
+    pixels: opt.PixelPolicy = "auto",
+    crop: opt.CropPolicy = "model",
+    decode: opt.DecodePolicy = "auto",
+    model: Models = None,
+    offline: opt.Offline = False,
+    labels: opt.LabelFiles = None,
+    label: opt.InlineLabels = None,
+    prompts: opt.Prompts = None,
+    templates: opt.Templates = None,
+    classifier: opt.ClassifierFile = None,
+    multi_label: MultiLabel = False,
+    truncate: opt.Truncate = False,
+    vocabulary: opt.Vocabulary = None,
+    activation: opt.ActivationOf = None,
+    head_width: opt.HeadWidth = None,
+    want_precision: WantPrecision = 0.95,
+    top: Top = 10,
+    as_json: Json = False,
+    csv_file: Csv = None,
+    html_file: Html = None,
+    write_labels: WriteLabels = None,
+    force: opt.Force = False,
+    batch_size: opt.BatchSize = None,
+    workers: opt.Workers = None,
+    device: opt.Device = "auto",
+    precision: opt.PrecisionOf = "auto",
+    no_cache: opt.NoCache = False,
+    cache_size: opt.CacheSize = None,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    color: opt.Color = "auto",
+    debug: opt.Debug = False,
+) -> None:
+    """Measure a classifier on pictures whose label is known.
+
+    Classes are matched with labels by name or alias. Tables go to stdout: of one set and model all that is known, of
+    several a row each. Exit code 3: some pictures could not be read, and don't count.
+    """
+    words = Words(labels or [], label, prompts, templates, truncate, classifier)
+    data = named_sets(sets)
+    check_inputs([*data.values(), *(unknown or [])])
+    read = [*data.values(), *words.files, prompts, classifier, *(templates or [])]
+    _check_multi_label(multi_label, write_labels, {"--csv": csv_file, "--html": html_file, "--unknown": unknown})
+    for file in filter(None, (csv_file, html_file, write_labels)):
+        check_new_file(file, force=force, read=read)
+    choices = [
+        ModelChoice(name, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size)
+        for name in (model or (None,))
+    ]
+    for choice in choices:
+        choice.check()
+    with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
+        with talk.working("starting"):
+            from clipcli.cli import evaluation as show
+            from clipcli.tasks.embed import EmbedOptions
+            from clipcli.tasks.evaluate import evaluate
+
+        options = EmbedOptions(pixels=pixels, crop=crop, decode=decode, batch_size=batch_size, workers=workers)
+        if multi_label:
+            models = prepared(choices, words, talk, alone=True)
+            readers = (Reader(*one, options, include or [], exclude or [], talk) for one in models)
+            raise typer.Exit(_measure_tags(readers, data, ignore_missing, top, as_json, write_labels))
+        found: list[Evaluation] = []
+        failed = 0
+        for opened, classified in prepared(choices, words, talk):
+            reader = Reader(opened, classified, options, include or [], exclude or [], talk)
+            others = reader.unknown(unknown)
+            for name, pictures in reader.sets(data):
+                found.append(
+                    evaluate(
+                        pictures,
+                        classified,
+                        name=name,
+                        unknown=others,
+                        ignore_missing=ignore_missing,
+                        want_precision=want_precision,
+                    )
+                )
+            failed += reader.failed
+        tell(found, talk)
+        pairs = _pairs(found)
+        if csv_file:
+            _write_csv(csv_file, show.csv_rows(found))
+        if html_file:
+            _write(html_file, show.as_page(found, pairs))
+        if as_json:
+            typer.echo(json.dumps(show.as_json(found, pairs), indent=2))
+        else:
+            typer.echo("\n".join(show.report(found, pairs, top, wants_color(sys.stdout, color))))
+    raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if failed else ExitCode.OK)
+
+
+def named_sets(given: Sequence[str]) -> dict[str, str]:
+    """Paths by name: `name=path`, or a path, whose last part without ending is then the name. Raises UsageError."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or os.path.lexists(text):
+            name, path = Path(text).name.partition(".")[0] or text, text
+        if name in found:
+            raise UsageError(f'two sets are named "{printable(name)}"', hint="write NAME=SET")
+        found[name] = path
+    return found
+
+
+def _check_multi_label(multi_label: bool, written: Path | None, others: Mapping[str, object]) -> None:
+    """Raise UsageError for options that don't go together."""
+    if written and not multi_label:
+        raise UsageError("--write-labels is for the thresholds of --multi-label", hint="add --multi-label")
+    for option, value in others.items():
+        if multi_label and value:
+            raise UsageError(f"{option} is about labels that compete, with --multi-label none does")
+
+
+def _measure_tags(
+    readers: Iterator[Reader],
+    data: dict[str, str],
+    ignore_missing: bool,
+    top: int,
+    as_json: bool,
+    written: Path | None,
+) -> ExitCode:
+    """Labels that don't compete: their figures on stdout."""
+    from clipcli.cli import tags
+
+    text, failed = tags.measure(readers, data, ignore_missing, top, as_json, written)
+    typer.echo(text)
+    return ExitCode.SOME_PICTURES_FAILED if failed else ExitCode.OK
+
+
+def prepared(
+    choices: Sequence[ModelChoice], words: Words, talk: Talk, *, alone: bool = False
+) -> Iterator[tuple[Model, Classifier]]:
+    """Each model with the classifier; what can be wrong with words is told before weights are read.
+
+    One label `alone` is an error otherwise.
+    """
+    from clipcli.tasks.evaluate import check_labels
+    from clipcli.zeroshot.classifier_file import load_classifier
+
+    labels = words.labels()
+    loaded = load_classifier(words.classifier) if words.classifier else None
+    if not alone:
+        check_labels(loaded.labels if loaded else labels)
+    templates = [] if loaded else words.expanded()
+    for choice in choices:
+        with talk.working("loading the model"):
+            model = choice.open(talk)
+        if loaded is None:
+            built = words.build(model, labels, templates, talk)
+            talk.detail(describe(built))
+            yield model, built.classifier
+        else:
+            yield loaded.suited(model), loaded
+
+
+@dataclass
+class Reader:
+    """Embeds sets for one classifier. Pictures that fail are told, and counted."""
+
+    model: Model
+    classifier: Classifier
+    options: EmbedOptions
+    include: Sequence[str]
+    exclude: Sequence[str]
+    talk: Talk
+    failed: int = field(default=0, init=False)
+
+    def sets(self, data: Mapping[str, str]) -> Iterator[tuple[str, LabelledSet]]:
+        """All sets, split where `include` names parts. Raises UsageError."""
+        from clipcli.tasks.labelled import matching
+
+        parts: dict[str, list[str]] = {}
+        for text in self.include:
+            part, equals, glob = text.partition("=")
+            parts.setdefault(part if equals else "", []).append(glob if equals else text)
+        if len(parts) > 1 and "" in parts:
+            raise UsageError("--include with a name and without one", hint="give each GLOB a name, or none")
+        for name, path in data.items():
+            whole = self.whole(path, [glob for own in parts.values() for glob in own])
+            if not any(parts):
+                yield name, whole
+                continue
+            for part, own in parts.items():
+                yield part if len(data) == 1 else f"{name} {part}", whole.only(matching([path], own))
+
+    def whole(self, path: str, include: Sequence[str] = ()) -> LabelledSet:
+        """One set. Raises UsageError."""
+        from clipcli.tasks.labelled import embed_set, matching
+
+        words = {label.name: label for label in self.classifier.labels}
+        wanted = matching([path], include, self.exclude)
+        with self.talk.working(f"looking at {printable(path)}"):
+            found = embed_set([path], self.model, self.options, words, wanted)
+        self._tell(found.failures)
+        return found
+
+    def unknown(self, inputs: Sequence[str] | None) -> tuple[Sequence[str], Vectors] | None:
+        """Paths and embeddings of pictures that belong to no label. Raises UsageError where there are none."""
+        if not inputs:
+            return None
+        import numpy as np
+
+        from clipcli.tasks.embed import embed
+
+        with self.talk.working("looking at pictures of no label"):
+            rows = list(embed(list(inputs), self.model, self.options))
+        found = [row for row in rows if not isinstance(row, Failure)]
+        self._tell([row for row in rows if isinstance(row, Failure)])
+        if not found:
+            raise UsageError(f"no picture in {', '.join(inputs)} can be used")
+        return [row.path for row in found], np.stack([row.vector for row in found])
+
+    def _tell(self, failures: Sequence[Failure]) -> None:
+        self.failed += len(failures)
+        for failure in failures[: None if self.talk.verbose else SHOWN]:
+            self.talk.failure(f"{failure.path}: {failure.kind}: {failure.message}")
+        if len(failures) > SHOWN and not self.talk.verbose:
+            self.talk.failure(f"{len(failures) - SHOWN:,} more failed; -v lists all")
+
+
+def tell(found: Sequence[Evaluation], talk: Talk) -> None:
+    """What the figures leave out: labels without pictures, pictures without a label, and those that failed."""
+    from clipcli.tasks.evaluate import listed
+
+    for one in found:
+        if one.model != found[0].model:
+            break  # the sets are the same
+        idle = [name for name, count in zip(one.labels, one.classes.pictures, strict=True) if not count]
+        if idle:
+            talk.notice(f"{one.name}: labels without pictures: {listed(idle)}")
+        if len(idle) == len(one.labels) - 1:
+            talk.notice(f"{one.name}: pictures of one class alone: what is taken for it by mistake doesn't show")
+        if one.left_out:
+            talk.notice(f"{one.name}: {counted(one.left_out, 'picture')} left out: their classes are no labels")
+        if one.failed:
+            talk.notice(f"{one.name}: {counted(one.failed, 'picture')} failed, of {one.failed + len(one.paths):,}")
+
+
+def _pairs(found: Sequence[Evaluation]) -> list[Paired]:
+    """The first model against each other one, set by set."""
+    from clipcli.tasks.evaluate import compare_models
+
+    first: dict[str, Evaluation] = {}
+    return [compare_models(base, one) for one in found if (base := first.setdefault(one.name, one)) is not one]
+
+
+def _write(path: Path, text: str) -> None:
+    from clipcli.weights.folder import whole_file
+
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def _write_csv(path: Path, rows: Iterator[Sequence[str]]) -> None:
+    from clipcli.weights.folder import whole_file
+
+    with whole_file(path) as file:
+        text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="", write_through=True)
+        csv.writer(text).writerows(rows)
+        text.detach()
