@@ -16,7 +16,7 @@ from clipcli import load_classifier, load_model, save_classifier
 from clipcli.errors import ClassifierError, LabelError, UsageError
 from clipcli.records import Embedded, Failure, FailureKind, Label, Prediction, Template
 from clipcli.tasks.build import build_classifier
-from clipcli.tasks.classify import ClassifyOptions, Ranking, _top
+from clipcli.tasks.classify import ClassifyOptions, Ranking, _top, check_names, in_order
 from clipcli.zeroshot.classifier import Classifier, average, build, encode_prompts
 from clipcli.zeroshot.prompts import fill
 
@@ -135,7 +135,7 @@ BREAKS: dict[str, tuple[dict[str, object], str]] = {
     ),
     "a scale that is no number": ({"logit_scale": "NaN"}, "logit_scale"),
     "a negative scale": ({"logit_scale": -1}, "logit_scale"),
-    "features of a probe": ({"features": "pooled"}, "features"),
+    "features of another kind": ({"features": "patches"}, "features"),
 }
 
 
@@ -232,7 +232,7 @@ def test_pictures_in_a_burst_get_the_answers_they_get_alone() -> None:
     vectors = rng.normal(size=(40, 8)).astype(np.float32)
     pictures = [Embedded(str(i), v / np.linalg.norm(v)) for i, v in enumerate(vectors)]
     broken = Failure("broken", FailureKind.CORRUPT, "data damaged")
-    together = list(ranking.rows([*pictures[:9], broken, *pictures[9:]]))
+    together = list(in_order(ranking.decide, [*pictures[:9], broken, *pictures[9:]]))
     assert together.pop(9) == broken
     for row, picture in zip(together, pictures, strict=True):
         (alone,) = ranking.decide([picture])
@@ -244,13 +244,13 @@ def test_pictures_in_a_burst_get_the_answers_they_get_alone() -> None:
 
 
 def test_names_that_can_not_compete() -> None:
-    one = made([[1, 0]])
+    one, two = made([[1, 0]]), made([[1, 0], [0, 1]])
     with pytest.raises(UsageError, match="one label alone"):
-        Ranking(one, None, ClassifyOptions())
+        check_names(one.labels, (), ClassifyOptions())
     with pytest.raises(LabelError, match="in the background"):
-        Ranking(made([[1, 0], [0, 1]]), one, ClassifyOptions())
+        check_names(two.labels, one.labels, ClassifyOptions())
     with pytest.raises(LabelError, match="abstain"):
-        Ranking(made([[1, 0], [0, 1]]), None, ClassifyOptions(unknown_label="a"))
+        check_names(two.labels, (), ClassifyOptions(unknown_label="a"))
 
 
 # ---- the Python interface

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,12 +12,19 @@ from clipcli.cli import options as opt
 from clipcli.cli.console import Talk
 from clipcli.cli.request import ModelChoice, Words, describe
 from clipcli.cli.streams import check_new_file
-from clipcli.errors import UsageError
+from clipcli.errors import ExitCode, UsageError
+from clipcli.images.find import check_inputs
+from clipcli.output.text import counted
+
+if TYPE_CHECKING:
+    from clipcli.weights.model import Model
+    from clipcli.zeroshot.classifier import Classifier
 
 EXAMPLES = opt.epilog(
     "clipcli build-classifier labels.txt -o my.safetensors",
     "clipcli build-classifier labels.txt -t imagenet80 -o my.safetensors",
     "clipcli build-classifier more.txt --extend my.safetensors -o larger.safetensors",
+    "clipcli build-classifier labels.txt --examples by-class/ -o my.safetensors  # a few pictures of each label",
     "clipcli classify photos/ -c my.safetensors",
 )
 
@@ -44,6 +51,17 @@ Extend = Annotated[
     ),
 ]
 
+Examples = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--examples",
+        metavar="DATA",
+        help="Blend pictures of each label in: a folder of class folders, a table of path and label, or webdataset "
+        "archives (repeatable). clipcli probe tells what they add.",
+        rich_help_panel=opt.CLASSIFIER,
+    ),
+]
+
 
 def build_classifier(
     context: typer.Context,
@@ -53,6 +71,7 @@ def build_classifier(
     prompts: opt.Prompts = None,
     templates: opt.Templates = None,
     extend: Extend = None,
+    examples: Examples = None,
     model: opt.Model = None,
     offline: opt.Offline = False,
     truncate: opt.Truncate = False,
@@ -74,10 +93,15 @@ def build_classifier(
     began = time.monotonic()
     choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size)
     words = Words([*([file] if file else []), *(labels or [])], label, prompts, templates, truncate)
+    check_inputs(examples or [])
+    if examples and extend:
+        raise UsageError("--examples and --extend exclude each other", hint="build all labels with their examples")
+    if output is None and examples:
+        raise UsageError("a classifier of examples is a file", hint="name one: -o my.safetensors")
     if output is not None:
         if output.name == "-":
             raise UsageError("a classifier can't be written to stdout", hint="name a file: -o my.safetensors")
-        check_new_file(output, force=force, read=[*words.files, prompts, *(templates or [])])
+        check_new_file(output, force=force, read=[*words.files, prompts, *(templates or []), *(examples or [])])
 
     from clipcli.zeroshot.classifier_file import load_classifier, save_classifier
 
@@ -91,7 +115,25 @@ def build_classifier(
         if output is not None:
             check_new_file(output, force=force, read=opened.files)
         built = words.build(opened, found, sets, talk, old)
+        made, failed = _with_examples(built.classifier, opened, examples, talk)
         if output is not None:
-            save_classifier(built.classifier, output)
+            save_classifier(made, output)
         kept = f"written to {output}" if output else "kept in the store alone (-o FILE writes it)"
         talk.notice(f"{describe(built)}, {kept}, {time.monotonic() - began:.1f} s")
+    raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if failed else ExitCode.OK)
+
+
+def _with_examples(text: Classifier, model: Model, examples: list[str] | None, talk: Talk) -> tuple[Classifier, int]:
+    """The classifier with the examples blended in, if there are any, and how many pictures failed."""
+    if not examples:
+        return text, 0
+    from clipcli.tasks.labelled import embed_set
+    from clipcli.tasks.probe import few_shot
+
+    with talk.working("looking at examples"):
+        pictures = embed_set(examples, model, words={label.name: label for label in text.labels})
+    for failure in pictures.failures:
+        talk.failure(f"{failure.path}: {failure.kind}: {failure.message}")
+    made = few_shot(text, pictures)
+    talk.notice(f"{counted(len(pictures.paths), 'example')} blended in, alpha {made.how['alpha']:.3g}")
+    return made, len(pictures.failures)

@@ -1,14 +1,15 @@
-"""A zero-shot classifier: one unit vector a label.
+"""A linear classifier of image embeddings, and how one is made of words alone: one unit vector a label.
 
 `build` turns labels and templates into vectors (paper, section 3.1.4: the embeddings of all prompts of a class are
-averaged), with the store in between; `extend` adds labels to an older one. Knows nothing of pictures; the file
-format is `classifier_file`'s.
+averaged), with the store in between; `extend` adds labels to an older one. Knows nothing of pictures, from which
+`tasks.probe` makes its classifiers; the file format is `classifier_file`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,13 @@ from clipcli.errors import ClassifierError, LabelError, ModelError, UsageError
 from clipcli.records import Label, Prompt, Template
 from clipcli.store import keys
 from clipcli.weights.model import Model
+from clipcli.weights.pooled import pooled
 from clipcli.zeroshot import prompts as prompting
 
 KEEP_EVERY = 4096  # prompts between two writes to the store: what an interrupted run loses at most
 
 Array = NDArray[np.float32]
+Features = Literal["projected", "pooled"]
 Progress = Callable[[int, int], None]  # prompts done, prompts to do
 
 
@@ -38,11 +41,31 @@ class Classifier:
     templates: tuple[Template, ...] = ()
     template_set: str = ""
     made_by: str = "zero-shot"
+    bias: Array | None = field(default=None, repr=False)  # [labels]
+    features: Features = "projected"  # pooled: the image tower's before its projection
+    temperature: float = 1.0  # divides the logits where that is asked for
+    how: Mapping[str, str | float] = field(default_factory=dict)  # what a reader may want to know of its making
 
     @property
     def names(self) -> tuple[str, ...]:
         """The labels' names, in order."""
         return tuple(label.name for label in self.labels)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether `tasks.calibrate` has made it: its thresholds are then least scores among competing labels."""
+        return "calibration_pictures" in self.how
+
+    def logits(self, vectors: Array) -> Array:
+        """Logits [n, labels] of unit embeddings [n, dim]."""
+        found: Array = vectors @ self.weight.T * np.float32(self.logit_scale)
+        return found if self.bias is None else found + self.bias
+
+    def suited(self, model: Model) -> Model:
+        """`model` as it makes the features that this classifier is for. Raises ClassifierError for another one."""
+        model = pooled(model) if self.features == "pooled" else model
+        self.check_model(model)
+        return model
 
     def check_model(self, model: Model) -> None:
         """Raise ClassifierError unless `model`'s image tower is the one this classifier was built for."""
@@ -77,7 +100,7 @@ def build(
     Raises LabelError (a prompt too long, a label without any prompt), VocabularyError, ModelError.
     """
     logit_scale = model.checkpoint.logit_scale  # a broken one is told before anything is computed
-    fingerprint, arithmetic = model.text_fingerprint, model.arithmetic
+    fingerprint, arithmetic = model.text_fingerprint, model.text_arithmetic
     key = keys.classifier_key(labels, templates, fingerprint, model.vocabulary_digest, arithmetic, truncate)
     weight = model.store.classifier(key)
     prompts = encoded = 0
@@ -107,7 +130,7 @@ def encode_prompts(
 
     Also returns how many prompts were distinct and how many were encoded.
     """
-    fingerprint, arithmetic = model.text_fingerprint, model.arithmetic
+    fingerprint, arithmetic = model.text_fingerprint, model.text_arithmetic
     wanted = [keys.prompt_key(row, fingerprint, arithmetic) for row in ids]
     distinct = dict(zip(wanted, ids, strict=True))
     known = model.store.prompt_vectors(list(distinct))

@@ -1,7 +1,7 @@
-"""The classifier file: a safetensors file with `weight` and one JSON string of metadata. Read without torch.
+"""The classifier file: a safetensors file with `weight`, perhaps `bias` and `threshold`, and a JSON string of metadata.
 
-All metadata stand under one key, since safetensors writes several in random order. The file may come from anywhere:
-every field is checked before it is used, by the rules of label and template files.
+Read without torch. All metadata stand under one key, since safetensors writes several in random order. The file may
+come from anywhere: every field is checked before it is used, by the rules of label and template files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import reprlib
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from clipcli.errors import ClassifierError, LabelError, UsageError
 from clipcli.records import Label, Template
 from clipcli.weights.folder import whole_file
 from clipcli.weights.load import MOST_SCALE
-from clipcli.zeroshot.classifier import Classifier
+from clipcli.zeroshot.classifier import Classifier, Features
 from clipcli.zeroshot.files import checked, near_file
 from clipcli.zeroshot.templates import MOST_WEIGHT
 
@@ -46,15 +46,18 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
         "templates": [{"text": x.text, "weight": x.weight} for x in classifier.templates],
         "template_set": classifier.template_set,
         "logit_scale": classifier.logit_scale,
-        "temperature": 1.0,
-        "features": "projected",
+        "temperature": classifier.temperature,
+        "features": classifier.features,
         "model": classifier.model,
         "image_fingerprint": classifier.image_fingerprint,
         "text_fingerprint": classifier.text_fingerprint,
         "made_by": classifier.made_by,
+        "how": dict(classifier.how),
         "clipcli": __version__,
     }
     tensors = {"weight": np.ascontiguousarray(classifier.weight)}
+    if classifier.bias is not None:
+        tensors["bias"] = np.ascontiguousarray(classifier.bias, dtype=np.float32)
     thresholds = [math.nan if x.threshold is None else x.threshold for x in classifier.labels]
     if not all(map(math.isnan, thresholds)):
         tensors["threshold"] = np.array(thresholds, dtype=np.float32)  # NaN: this label has none
@@ -106,7 +109,7 @@ def _check_place(path: Path) -> None:
 
 def _tensor(file: Any, name: str) -> NDArray[np.float32]:
     dtype = file.get_slice(name).get_dtype()
-    if name not in ("weight", "threshold") or dtype != "F32":  # numpy lacks some of the other types
+    if name not in ("weight", "bias", "threshold") or dtype != "F32":  # numpy lacks some of the other types
         raise ValueError(f"a tensor {name[:40]!r} of type {dtype} is not known to this clipcli")
     tensor: NDArray[np.float32] = file.get_tensor(name)
     return tensor
@@ -121,8 +124,14 @@ def _parse(metadata: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) ->
     labels = tuple(map(_label, entries, range(len(entries)), thresholds.tolist()))
     if len({label.name for label in labels}) != len(labels):
         raise ValueError("a label stands twice")
-    if metadata.get("features") != "projected" or metadata.get("temperature", 1.0) != 1.0:
-        raise ValueError("it needs features that this clipcli doesn't make")
+    bias = tensors.get("bias")
+    if bias is not None and (bias.shape != (len(entries),) or not (np.abs(bias) <= LONGEST).all()):  # NaN is neither
+        raise ValueError(f"bias is not a number for each of {len(entries)} labels")
+    if metadata.get("features") not in get_args(Features):
+        raise ValueError(f"it needs features that this clipcli doesn't make: {reprlib.repr(metadata.get('features'))}")
+    how = _get({"how": {}, **metadata}, "how", dict)
+    if not all(isinstance(value, str | int | float) for value in how.values()):
+        raise ValueError(f"how is {reprlib.repr(how)}")
     made_by = _get(metadata, "made_by", str)
     return Classifier(
         weight=_weight(tensors, len(labels), unit=made_by == "zero-shot"),
@@ -134,6 +143,10 @@ def _parse(metadata: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) ->
         templates=tuple(_template(entry, i) for i, entry in enumerate(_get(metadata, "templates", list))),
         template_set=_get(metadata, "template_set", str),
         made_by=made_by,
+        bias=bias,
+        features=metadata["features"],
+        temperature=_number({"temperature": 1.0, **metadata}, "temperature", MOST_SCALE),
+        how=how,
     )
 
 
