@@ -310,7 +310,7 @@ def test_pairs_are_found_across_blocks() -> None:
 
     weight = np.eye(600, dtype=np.float32)
     weight[[7, 300, 599]] = weight[7]
-    pairs, total = lint._closest(weight, 0.95)
+    pairs, total = lint.closest(weight, 0.95)
     assert [pair[1:] for pair in pairs] == [(7, 300), (7, 599), (300, 599)] and total == 3
 
 

@@ -114,10 +114,7 @@ def show(
             put_json({"text": one.text, "weight": one.weight} for one in expanded)
         else:
             shown = printable if sys.stdout.isatty() else str
-            put(
-                ("" if one.weight == 1 else f"{one.weight}\t".replace(".0\t", "\t")) + shown(one.text)
-                for one in expanded
-            )
+            put(templates.as_line(shown(one.text), one.weight) for one in expanded)
         talk.detail(counted(len(expanded), "template" if filling is None else "prompt"))
 
 

@@ -126,7 +126,7 @@ class Lint(label_files.Report):
             return
         cut = any(finding.code == "too-long" for finding in self._found)
         built = build(model, self.labels, self.templates, truncate=cut, progress=progress)
-        pairs, total = _closest(built.classifier.weight, above)
+        pairs, total = closest(built.classifier.weight, above)
         self.pairs_left_out = total - len(pairs)
         for cosine, earlier, later in pairs:
             label, other = self.labels[later], self.labels[earlier]
@@ -208,7 +208,7 @@ def _as_read(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
-def _closest(weight: Array, above: float) -> tuple[list[tuple[float, int, int]], int]:
+def closest(weight: Array, above: float) -> tuple[list[tuple[float, int, int]], int]:
     """(cosine, earlier row, later row) of the MOST_PAIRS most similar rows above `above`, and how many there are."""
     import numpy as np
 

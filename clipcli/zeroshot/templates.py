@@ -1,7 +1,8 @@
 """Templates: sentences with a place for the label, from named sets, files and the command line.
 
 Comes in: names of sets, files, or literals with a placeholder. Goes out: `Template`s, expanded, each once,
-the label's place written `<>`. It doesn't fill them. The notation is told in prompts/README.md.
+the label's place written `<>`, or a file of some that were chosen. It doesn't fill them. The notation is told in
+prompts/README.md.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from clipcli.records import Template
 from clipcli.zeroshot.files import checked, exists, near_file, propose, read_json, read_text, split_key
 
 DEFAULT = "imagenet7"
+NEUTRAL = "neutral.txt"  # lies among the sets and is none: whole prompts, for labels that are scored by themselves
 MOST_EXPANSIONS = 10_000  # of one line
 MOST_WEIGHT = 1_000_000  # and 1 / it is the least, so that the average stays within fp32
 
@@ -41,10 +43,31 @@ def read(specs: Sequence[str]) -> list[Template]:
     return list(found.values())
 
 
+def as_line(text: str, weight: float) -> str:
+    """A template as a line of a template file: a weight other than 1 stands before it, with a tab between."""
+    return text if weight == 1 else f"{weight}\t".replace(".0\t", "\t") + text
+
+
+def write(templates: Sequence[Template], path: Path, comment: str) -> None:
+    """Write a template file that `read` gives back, its purpose first, whole or not at all.
+
+    Raises LabelError for a template that a text file can't hold, OutputError.
+    """
+    from clipcli.weights.folder import whole_file
+
+    lines = [as_line(template.text, template.weight) for template in templates]
+    for line, template in zip(lines, templates, strict=True):
+        if list(_from_lines(line, str(path))) != [template]:
+            what = f'{path}: template "{template.text}" would be read as a comment'
+            raise LabelError(what, hint="write it without the #")
+    with whole_file(path) as file:
+        file.write("".join(f"{line}\n" for line in (f"# {comment}", *lines)).encode())
+
+
 def sets() -> dict[str, Path]:
     """The file of every named set, the user's own before the shipped ones, names in order."""
-    found = {path.stem: path for folder in reversed(prompt_dirs()) for path in folder.glob("*.txt")}
-    return dict(sorted(found.items()))
+    files = (path for folder in reversed(prompt_dirs()) for path in folder.glob("*.txt"))
+    return dict(sorted({path.stem: path for path in files if path.name != NEUTRAL}.items()))
 
 
 def _read_one(spec: str) -> list[Template]:

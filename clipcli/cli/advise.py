@@ -1,0 +1,224 @@
+"""`clipcli advise`: which templates, aliases and labels help on pictures like these."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clipcli.cli import options as opt
+from clipcli.cli.console import Talk, wants_color
+from clipcli.cli.labels import put
+from clipcli.cli.request import ModelChoice, Words
+from clipcli.cli.signals import orderly_stop
+from clipcli.cli.streams import Pictures, check_new_file
+from clipcli.errors import ExitCode, UsageError
+from clipcli.images.find import check_inputs
+from clipcli.records import Failure, Label
+from clipcli.zeroshot.templates import write
+
+if TYPE_CHECKING:
+    from clipcli.tasks.bank import Array
+    from clipcli.tasks.embed import EmbedOptions
+    from clipcli.tasks.metrics import Indices
+    from clipcli.weights.model import Model
+
+EXAMPLES = opt.epilog(
+    "clipcli advise by-class/ -l labels.txt  # a folder for each class",
+    "clipcli advise by-class/ -l labels.txt -t imagenet80 -t caltech101 --write-templates my.txt",
+    "clipcli advise photos/ --unlabelled -l labels.txt --write-templates my.txt",
+    "clipcli classify photos/ -l labels.txt -t my.txt",
+)
+CANDIDATES = "imagenet80"
+
+Data = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SET...",
+        help="Labelled pictures: a folder of class folders, .csv, .tsv or .jsonl with path and label, or webdataset "
+        "archives. With --unlabelled what classify takes.",
+        show_default=False,
+    ),
+]
+Unlabelled = Annotated[
+    bool,
+    typer.Option(
+        "--unlabelled",
+        metavar="",
+        help="Nobody has labelled the pictures: weigh templates by how surely they answer.",
+        rich_help_panel=opt.INPUT,
+    ),
+]
+Reference = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="INPUT",
+        help="With --unlabelled: pictures of all kinds, to see what a template says of any picture (repeatable).",
+        rich_help_panel=opt.INPUT,
+    ),
+]
+IgnoreMissing = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-missing",
+        metavar="",
+        help="Leave out pictures whose class is no label, where that is an error otherwise.",
+        rich_help_panel=opt.INPUT,
+    ),
+]
+Most = Annotated[
+    int, typer.Option("--most", metavar="N", min=1, help="Templates to choose at most.", rich_help_panel=opt.OUTPUT)
+]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="N", min=0, help="Another one makes other halves.", rich_help_panel=opt.OUTPUT)
+]
+Top = Annotated[int, typer.Option("--top", metavar="N", min=1, help="Lines of each table.", rich_help_panel=opt.OUTPUT)]
+WriteTemplates = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write the chosen templates, or all with their new weights: a file for -t.",
+        rich_help_panel=opt.OUTPUT,
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", metavar="", help="One JSON object with everything.", rich_help_panel=opt.OUTPUT)
+]
+
+
+def advise(
+    data: Data,
+    unlabelled: Unlabelled = False,
+    reference: Reference = None,
+    ignore_missing: IgnoreMissing = False,
+    include: opt.Include = None,
+    exclude: opt.Exclude = None,
+    pixels: opt.PixelPolicy = "auto",
+    crop: opt.CropPolicy = "model",
+    decode: opt.DecodePolicy = "auto",
+    model: opt.Model = None,
+    offline: opt.Offline = False,
+    labels: opt.LabelFiles = None,
+    label: opt.InlineLabels = None,
+    templates: opt.Templates = None,
+    truncate: opt.Truncate = False,
+    vocabulary: opt.Vocabulary = None,
+    activation: opt.ActivationOf = None,
+    head_width: opt.HeadWidth = None,
+    most: Most = 10,
+    seed: Seed = 0,
+    top: Top = 10,
+    write_templates: WriteTemplates = None,
+    as_json: Json = False,
+    force: opt.Force = False,
+    batch_size: opt.BatchSize = None,
+    workers: opt.Workers = None,
+    device: opt.Device = "auto",
+    precision: opt.PrecisionOf = "auto",
+    no_cache: opt.NoCache = False,
+    cache_size: opt.CacheSize = None,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    color: opt.Color = "auto",
+    debug: opt.Debug = False,
+) -> None:
+    """Find the templates that suit your pictures, and the words that don't.
+
+    Templates are chosen on one half of the pictures and measured on the
+    other, so that the gain is honest. Without -t, imagenet80 is what is
+    chosen from. With --unlabelled all templates get weights (ZPE).
+    """
+    began = time.monotonic()
+    if reference and not unlabelled:
+        raise UsageError("--reference is for pictures without labels", hint="add --unlabelled, or leave it out")
+    words = Words(labels or [], label, None, templates or [CANDIDATES], truncate)
+    sets = [Pictures(names, None, False, include or [], exclude or [], False) for names in (data, reference) if names]
+    for pictures in sets if unlabelled else ():
+        pictures.check()
+    check_inputs(data)
+    if write_templates is not None:
+        check_new_file(write_templates, force=force, read=[*data, *words.files, *words.sets])
+    choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size)
+    choice.check()
+    with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk, orderly_stop():
+        known, candidates = words.labels(), words.read_templates()
+        with talk.working("loading the model"):
+            from clipcli.cli import advice as show
+            from clipcli.tasks import advise as task
+            from clipcli.tasks.bank import encode_bank
+            from clipcli.tasks.embed import EmbedOptions
+
+            opened = choice.open(talk)
+        options = EmbedOptions(pixels=pixels, crop=crop, decode=decode, batch_size=batch_size, workers=workers)
+        reader = _Reader(opened, options, talk)
+        with talk.working("encoding prompts") as tick:
+            bank = encode_bank(opened, known, candidates, truncate=truncate, progress=tick)
+        found: task.Advice | task.Weighing
+        if unlabelled:
+            found = task.weigh(bank, *map(reader.vectors, sets))
+        else:
+            vectors, truth = reader.labelled(sets[0], known, ignore_missing)
+            with talk.working("trying templates") as tick:
+                found = task.advise(bank, vectors, truth, most=most, seed=seed, progress=tick)
+        put([show.as_json(found)] if as_json else show.report(found, top, wants_color(sys.stdout, color)))
+        said = show.summary(found)
+        if write_templates is not None:
+            write(show.templates(found), write_templates, f"clipcli advise: {said}")
+            said += f", written to {write_templates}"
+        talk.notice(f"{said}, {time.monotonic() - began:.1f} s")
+    raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if reader.failed else ExitCode.OK)
+
+
+@dataclass
+class _Reader:
+    """Embeds pictures. Those that fail are told, and counted."""
+
+    model: Model
+    options: EmbedOptions
+    talk: Talk
+    failed: int = field(default=0, init=False)
+
+    def vectors(self, pictures: Pictures) -> Array:
+        """Unit embeddings [n, dim] of pictures of any kind. Raises UsageError where there are none."""
+        import numpy as np
+
+        from clipcli.tasks.embed import embed
+
+        for file in pictures.embeddings.values():
+            file.check_model(self.model)
+        with self.talk.working("looking at pictures") as tick:
+            found = []
+            for row in embed(pictures.walk(), self.model, self.options):
+                if isinstance(row, Failure):
+                    self._tell([row])
+                else:
+                    found.append(row.vector)
+                    tick(len(found))
+        if not found:
+            raise UsageError(f"no picture in {', '.join(pictures.inputs)} can be used")
+        return np.stack(found)
+
+    def labelled(self, pictures: Pictures, labels: Sequence[Label], ignore_missing: bool) -> tuple[Array, Indices]:
+        """Unit embeddings [n, dim] and their labels' indices [n]. Raises UsageError where classes are no labels."""
+        from clipcli.tasks.evaluate import listed, matched
+        from clipcli.tasks.labelled import embed_set, matching
+
+        words = {label.name: label for label in labels}
+        with self.talk.working("looking at pictures"):
+            wanted = matching(pictures.inputs, pictures.include, pictures.exclude)
+            found = embed_set(pictures.inputs, self.model, self.options, words, wanted)
+        self._tell(found.failures)
+        vectors, truth, _ = matched(found, tuple(words), ", ".join(pictures.inputs), ignore_missing)
+        if idle := [name for index, name in enumerate(words) if index not in set(truth.tolist())]:
+            self.talk.notice(f"labels without pictures: {listed(idle)}")
+        return vectors, truth
+
+    def _tell(self, failures: Sequence[Failure]) -> None:
+        self.failed += len(failures)
+        for failure in failures:
+            self.talk.failure(f"{failure.path}: {failure.kind}: {failure.message}")
