@@ -11,6 +11,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -43,6 +45,7 @@ class Prompt:
     label: int  # index into the list of labels
     weight: float = 1.0
     template: str | None = None  # None: a description
+    alias: str | None = None  # the word that fills the template
 
 
 @dataclass(frozen=True)
@@ -91,17 +94,38 @@ class Failure:
     margin: ClassVar[None] = None
     abstained: ClassVar[bool] = False
     top: ClassVar[tuple[Candidate, ...]] = ()
+    labels: ClassVar[tuple[str, ...]] = ()
 
 
 Item = Source | Failure | Embedded  # what a run is given, piece by piece
 
 
 class Candidate(NamedTuple):
-    """A label and how well it fits one picture."""
+    """A label, or a group of labels, and how well it fits one picture."""
 
     label: str
-    score: float  # softmax over all labels, background included
-    cosine: float  # of the unit embeddings
+    score: float  # softmax over all labels, background included; of a group the sum; multi-label: of the label alone
+    cosine: float  # of the unit embeddings; of a group its best label's
+
+
+class PromptCosine(NamedTuple):
+    """A prompt, the label and the words it is made of, and its cosine with one picture."""
+
+    label: str
+    text: str
+    template: str | None  # None: a description
+    alias: str | None
+    weight: float
+    cosine: float
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What an answer rests on: `--explain`."""
+
+    prompts: tuple[PromptCosine, ...]  # of the labels in `top`, in their order
+    crop: NDArray[np.uint8] | None  # what the model saw, [3, H, W]; None of a picture known by its embedding alone
+    crop_file: str | None  # where `--save-crop` has put it
 
 
 @dataclass(frozen=True)
@@ -115,6 +139,43 @@ class Prediction:
     margin: float  # score of the first less that of the second
     abstained: bool
     top: tuple[Candidate, ...]
+    several: bool = False  # multi-label: all of `top` hold, not its first alone
+    member: Candidate | None = None  # by group: the best label of the best group
+    evidence: Evidence | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the picture is said to show."""
+        return tuple(one.label for one in self.top) if self.several and not self.abstained else (self.label,)
 
 
 Row = Prediction | Failure
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The predictions for some pictures as columns; iterating makes them one by one."""
+
+    paths: Sequence[str]
+    names: tuple[str, ...]  # of all candidates
+    best: NDArray[np.intp]  # [n, k] indices into `names`, best first
+    scores: NDArray[np.float64]  # [n, k]
+    cosines: NDArray[np.float64]  # [n, k]
+    margins: NDArray[np.float64]  # [n]
+    abstained: NDArray[np.bool_]  # [n]
+    unknown: str  # the label of those that abstain
+
+    @property
+    def labels(self) -> list[str]:
+        """Each row's label."""
+        best, gone = self.best[:, 0].tolist(), self.abstained.tolist()
+        return [self.unknown if abstains else self.names[one] for one, abstains in zip(best, gone, strict=True)]
+
+    def __iter__(self) -> Iterator[Prediction]:
+        columns = (self.best, self.scores, self.cosines, self.margins, self.abstained)
+        for path, best, scores, cosines, margin, abstained in zip(
+            self.paths, *(column.tolist() for column in columns), strict=True
+        ):
+            top = tuple(map(Candidate, map(self.names.__getitem__, best), scores, cosines))
+            label = self.unknown if abstained else top[0].label
+            yield Prediction(path, label, scores[0], cosines[0], margin, abstained, top)

@@ -42,13 +42,13 @@ def tokenizer(tmp_path: Path) -> Counting:
 def test_fill_goes_label_by_label() -> None:
     labels = [Label("n1", ("cat", "tiger  cat"), ("it purrs",)), Label("dog", ("dog",))]
     assert fill(labels, TEMPLATES) == [
-        Prompt("a photo of a cat.", 0, 1.0, "a photo of a <>."),
-        Prompt("cat, cat!", 0, 2.0, "<>, <>!"),
-        Prompt("a photo of a tiger  cat.", 0, 1.0, "a photo of a <>."),
-        Prompt("tiger  cat, tiger  cat!", 0, 2.0, "<>, <>!"),
+        Prompt("a photo of a cat.", 0, 1.0, "a photo of a <>.", "cat"),
+        Prompt("cat, cat!", 0, 2.0, "<>, <>!", "cat"),
+        Prompt("a photo of a tiger  cat.", 0, 1.0, "a photo of a <>.", "tiger  cat"),
+        Prompt("tiger  cat, tiger  cat!", 0, 2.0, "<>, <>!", "tiger  cat"),
         Prompt("it purrs", 0),
-        Prompt("a photo of a dog.", 1, 1.0, "a photo of a <>."),
-        Prompt("dog, dog!", 1, 2.0, "<>, <>!"),
+        Prompt("a photo of a dog.", 1, 1.0, "a photo of a <>.", "dog"),
+        Prompt("dog, dog!", 1, 2.0, "<>, <>!", "dog"),
     ]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from itertools import chain, islice
 from pathlib import Path
@@ -18,13 +19,15 @@ from clipcli.cli.console import Talk, Ticker
 from clipcli.cli.destination import Destination, Writer
 from clipcli.cli.request import ModelChoice, Words, describe
 from clipcli.cli.signals import orderly_stop
+from clipcli.cli.stages import report
 from clipcli.cli.streams import Pictures
 from clipcli.errors import ExitCode, UsageError
 from clipcli.images.crops import check_folder
 from clipcli.output.text import Counts, counted
-from clipcli.records import Failure, Row
+from clipcli.records import Failure, Predictions, Row
 
 if TYPE_CHECKING:
+    from clipcli.tasks.classify import ClassifyOptions
     from clipcli.weights.model import Model
     from clipcli.zeroshot.classifier import Classifier
 
@@ -35,6 +38,8 @@ EXAMPLES = opt.epilog(
     "clipcli classify photos/ -c my.safetensors --select cat -f paths --print0 | xargs -0 -r cp -t cats/",
     'find . -name "*.jpg" -print0 | clipcli classify -0 -l labels.txt -f jsonl | jq .label',
     "cat a.jpg | clipcli classify - -L cat -L dog",
+    "clipcli classify photos/ -l tags.txt --multi-label -f jsonl",
+    "clipcli classify a.jpg -l labels.txt --explain",
 )
 
 Select = Annotated[
@@ -70,6 +75,42 @@ Background = Annotated[
         rich_help_panel=opt.CLASSIFIER,
     ),
 ]
+MultiLabel = Annotated[
+    bool,
+    typer.Option(
+        "--multi-label",
+        metavar="",
+        help="Score each label by itself: rows list all above their threshold, else --min-score or 0.5.",
+        rich_help_panel=opt.CLASSIFIER,
+    ),
+]
+ByGroup = Annotated[
+    bool,
+    typer.Option(
+        "--by-group",
+        metavar="",
+        help="Answer with the label file's groups: a group's score is the sum of its labels'.",
+        rich_help_panel=opt.CLASSIFIER,
+    ),
+]
+Explain = Annotated[
+    bool,
+    typer.Option(
+        "--explain",
+        metavar="",
+        help="Show what answers rest on: cosines by template and alias, and what the model saw. table or jsonl.",
+        rich_help_panel=opt.OUTPUT,
+    ),
+]
+Calibrated = Annotated[
+    bool,
+    typer.Option(
+        "--calibrated",
+        metavar="",
+        help="Use the temperature and the least scores that clipcli calibrate has put into the classifier file.",
+        rich_help_panel=opt.CLASSIFIER,
+    ),
+]
 Temperature = Annotated[float, typer.Option(metavar="T", help="Divides the logits.", rich_help_panel=opt.CLASSIFIER)]
 
 
@@ -92,6 +133,9 @@ def classify(
     templates: opt.Templates = None,
     classifier: opt.ClassifierFile = None,
     background: Background = None,
+    multi_label: MultiLabel = False,
+    by_group: ByGroup = False,
+    calibrated: Calibrated = False,
     temperature: Temperature = 1.0,
     truncate: opt.Truncate = False,
     vocabulary: opt.Vocabulary = None,
@@ -105,6 +149,7 @@ def classify(
     min_cosine: MinCosine = None,
     min_margin: MinMargin = None,
     unknown_label: UnknownLabel = "unknown",
+    explain: Explain = False,
     print0: opt.Print0 = False,
     save_crop: opt.SaveCrop = None,
     strict: opt.Strict = False,
@@ -115,6 +160,7 @@ def classify(
     workers: opt.Workers = None,
     device: opt.Device = "auto",
     precision: opt.PrecisionOf = "auto",
+    runtime: opt.RuntimeOf = "auto",
     no_cache: opt.NoCache = False,
     cache_size: opt.CacheSize = None,
     quiet: opt.Quiet = False,
@@ -133,8 +179,13 @@ def classify(
     pictures.demand(context)
     wanted = frozenset(select or [])
     target = None if output == Path("-") else output
-    destination = Destination(target, format, top_k, print0, color, wanted, force, resume, retry_failed)
-    choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size)
+    most = sys.maxsize if multi_label else None  # of labels that don't compete, a row shows all that hold
+    destination = Destination(
+        target, format, top_k or most, print0, color, wanted, force, resume, retry_failed, explain
+    )
+    choice = ModelChoice(
+        model, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size, runtime
+    )
     words = Words(labels or [], label, prompts, templates, truncate, classifier)
     read = [
         "/dev/stdin",
@@ -154,16 +205,19 @@ def classify(
 
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk, orderly_stop():
         with talk.working("starting"):
-            from clipcli.tasks.classify import ClassifyOptions, classify_in_bursts
+            from clipcli.tasks.classify import ClassifyOptions, candidates
             from clipcli.tasks.identity import row_settings
 
         options = ClassifyOptions(
-            top_k=top_k or 5,
+            top_k=top_k,
+            calibrated=calibrated,
             temperature=temperature,
             min_score=min_score,
             min_cosine=min_cosine,
             min_margin=min_margin,
             unknown_label=unknown_label,
+            by_group=by_group,
+            multi_label=multi_label,
             pixels=pixels,
             crop=crop,
             decode=decode,
@@ -172,7 +226,7 @@ def classify(
             flush_after=0.2 if pictures.live else None,
             save_crop=save_crop,
         )
-        opened, found, rest = _prepare(choice, words, background, unknown_label, wanted, talk)
+        opened, found, rest = _prepare(choice, words, background, options, wanted, talk)
         destination.check(opened.files)
         prepared = {"pixels": pixels, "crop": crop} | ({"decode": decode} if decode == "exact" else {})
         for line in pictures.check_embeddings(opened, prepared, context):
@@ -180,32 +234,40 @@ def classify(
         talk.detail("batch size {}, {} decoding threads".format(*options.speed(opened)))
         talk.detail(f"decoder: {options.decoder}")
         settings = row_settings(opened, found, rest, options, truncate=truncate, is_file=classifier is not None)
-        with destination.open(found.names + (rest.names if rest else ()), settings) as out:
-            bursts = classify_in_bursts(out.left(pictures.walk()), found, opened, options, background=rest)
+        names = candidates(found.labels, options) + (rest.names if rest else ())
+        with destination.open(names, settings) as out:
+            bursts = _task(explain)(out.left(pictures.walk()), found, opened, options, background=rest)
             with talk.working("classifying"):
                 first = list(islice(bursts, 1))  # the towers work, the inputs are the same: only now is a file touched
             if first and out.done:
                 talk.notice(f"{output}: {_going_on(out, retry_failed)}")
             counts = _deliver(chain(first, bursts), out, talk, strict, destination)
             out.close(complete=not (strict and counts.failed))
+        for line in report(options, opened):
+            talk.detail(line)
         _sum_up(counts, pictures, destination, out, talk, time.monotonic() - began)
     raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if counts.failed or out.failed else ExitCode.OK)
 
 
 def _prepare(
-    choice: ModelChoice, words: Words, background: str | None, unknown_label: str, wanted: frozenset[str], talk: Talk
+    choice: ModelChoice,
+    words: Words,
+    background: str | None,
+    options: ClassifyOptions,
+    wanted: frozenset[str],
+    talk: Talk,
 ) -> tuple[Model, Classifier, Classifier | None]:
     """Model, classifier and background; everything that can be wrong with words is told before weights are read."""
-    from clipcli.tasks.classify import check_names
+    from clipcli.tasks.classify import candidates, check_names
     from clipcli.zeroshot import labels as label_files
     from clipcli.zeroshot.classifier_file import load_classifier
 
     labels = words.labels()
     classifier = load_classifier(words.classifier) if words.classifier else None
     others = label_files.read(background) if background else []
-    names = classifier.names if classifier else tuple(label.name for label in labels)
-    check_names(names, tuple(label.name for label in others), unknown_label)
-    _check_selection(wanted, (*names, unknown_label))
+    given = classifier.labels if classifier else labels
+    check_names(given, others, options)
+    _check_selection(wanted, (*candidates(given, options), options.unknown_label))
     templates = classifier.templates if classifier else words.expanded()
     with talk.working("loading the model"):
         model = choice.open(talk)
@@ -213,9 +275,20 @@ def _prepare(
         built = words.build(model, labels, templates, talk)
         talk.detail(describe(built))
         classifier = built.classifier
-    classifier.check_model(model)
+    suited = classifier.suited(model)
     rest = words.build(model, others, templates or words.read_templates(), talk).classifier if others else None
-    return model, classifier, rest
+    return suited, classifier, rest
+
+
+def _task(explain: bool) -> Callable[..., Iterator[Iterable[Row]]]:
+    """What makes rows."""
+    if explain:
+        from clipcli.tasks.explain import explain_in_bursts
+
+        return explain_in_bursts
+    from clipcli.tasks.classify import classify_in_bursts
+
+    return classify_in_bursts
 
 
 def _check_selection(wanted: frozenset[str], possible: tuple[str, ...]) -> None:
@@ -242,6 +315,10 @@ def _deliver(
     try:
         with live as tick:
             for burst in bursts:
+                if isinstance(burst, Predictions) and out.at_once:
+                    out.write_all(burst)
+                    counts.add_all(burst)
+                    burst = ()
                 for row in burst:
                     out.write(row)
                     counts.add(row)

@@ -17,7 +17,7 @@ from clipcli.cli.console import wants_color
 from clipcli.cli.streams import check_new_file
 from clipcli.errors import UsageError, cannot_write
 from clipcli.output.text import counted
-from clipcli.records import Item, Row
+from clipcli.records import Item, Predictions, Row
 
 if TYPE_CHECKING:
     from clipcli.output.rowfile import RowFile
@@ -37,6 +37,7 @@ class Destination:
     force: bool = False
     resume: bool = False
     retry: bool = False
+    explains: bool = False  # rows say what they rest on
 
     def check(self, read: Sequence[object] = ()) -> None:
         """Raise UsageError or OutputError for what would fail only after the work is done.
@@ -52,6 +53,8 @@ class Destination:
                 self._check_file(self.path, read)
         if self.print0 and self.chosen != "paths":
             raise UsageError("--print0 is for paths alone", hint="add --format paths")
+        if self.explains and self.chosen not in ("table", "jsonl"):
+            raise UsageError("--explain is for table and jsonl", hint="choose one of them as --format")
 
     def _check_file(self, path: Path, read: Sequence[object]) -> None:
         from clipcli.output.journal import SideCar
@@ -85,7 +88,7 @@ class Destination:
 
         if self.format != "auto":
             return self.format
-        return format_for(str(self.path) if self.path else None, self.is_terminal)
+        return format_for(str(self.path) if self.path else None, self.is_terminal or self.explains)
 
     @property
     def is_terminal(self) -> bool:
@@ -119,6 +122,7 @@ class Destination:
                 sink = open_sink(self.chosen, file, options)
                 top_k = self.top_k or sink.default_top_k
                 own = {"--format": self.chosen, "--top-k": top_k, "--print0": self.print0}
+                own |= {"--explain": True} if self.explains else {}
                 with _telling(str(self.path)):
                     file.open({**own, "--select": sorted(self.wanted), **settings})
                 sink.begun = file.offset > 0
@@ -151,6 +155,16 @@ class Writer:
             if self._wants(row):
                 self._sink.write(row)
 
+    @property
+    def at_once(self) -> bool:
+        """Whether many rows may be handed on together: all are wanted, none is counted here."""
+        return not self._wanted
+
+    def write_all(self, rows: Predictions) -> None:
+        """Write them all. Raises as `write` does."""
+        with self._telling():
+            self._sink.write_all(rows)
+
     def flush(self) -> None:
         """Let the rows be seen. Raises as `write` does."""
         with self._telling():
@@ -169,13 +183,14 @@ class Writer:
         return _telling(self._place, self._again)
 
     def _wants(self, row: Row) -> bool:
-        return not self._wanted or row.label in self._wanted
+        return not self._wanted or not self._wanted.isdisjoint(row.labels)
 
 
 class FileWriter(Writer):
     """A sink that writes to a file which keeps count of the inputs, whether their rows are wanted or not."""
 
     _again = "go on with --resume"
+    at_once = False
 
     def __init__(self, sink: LineSink, place: str, wanted: frozenset[str], file: RowFile) -> None:
         super().__init__(sink, place, wanted)

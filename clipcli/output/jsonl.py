@@ -13,11 +13,14 @@ import os
 import re
 from base64 import b64encode
 from functools import lru_cache
+from itertools import chain
 
 from clipcli.output.sink import LineSink, encode
-from clipcli.records import Candidate, Failure, Prediction, Row
+from clipcli.records import Candidate, Evidence, Failure, Prediction, Predictions, PromptCosine, Row
 
 _is_plain = re.compile(r"[ !#-\[\]-~]*").fullmatch  # stands in JSON as it is
+_ROW = '{%s, "label": %s, "score": %.6f, "cosine": %.6f, "margin": %.6f, "abstained": %s, "top": [TOP], "error": null}'
+_CANDIDATE = '{"label": %s, "score": %.6f, "cosine": %.6f}'
 # Legal in JSON, but some readers take them for line ends and some terminals for commands.
 _RISKY = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
 
@@ -31,6 +34,23 @@ class JsonlSink(LineSink):
         """One object."""
         return f"{{{_path(row.path)}, {self._rest(row)}}}\n".encode()
 
+    def write_all(self, rows: Predictions) -> None:
+        """The same lines, made of columns: one template, filled by values of the same place."""
+        import numpy as np
+
+        cosines = np.where(np.abs(rows.cosines) < 5e-7, 0.0, rows.cosines)  # no minus before a zero
+        numbers = (rows.scores, cosines, rows.margins[:, None])
+        if not all(np.isfinite(part).all() for part in numbers):
+            return super().write_all(rows)
+        score, cosine, margin = (part.T.tolist() for part in numbers)
+        names = list(map(_label, rows.names))
+        labels = [[names[one] for one in column] for column in rows.best.T.tolist()]
+        top = list(zip(labels, score, cosine, strict=True))[: self.top_k]
+        abstained = ["true" if one else "false" for one in rows.abstained.tolist()]
+        first = (map(_path, rows.paths), map(_label, rows.labels), score[0], cosine[0], margin[0], abstained)
+        template = _ROW.replace("TOP", ", ".join([_CANDIDATE] * len(top))) + "\n"
+        self.stream.write("".join(map(template.__mod__, zip(*first, *chain(*top), strict=True))).encode())
+
     def _rest(self, row: Prediction | Failure) -> str:
         if isinstance(row, Failure):
             error = f'{{"kind": {_string(row.kind)}, "message": {_string(row.message)}}}'
@@ -41,6 +61,7 @@ class JsonlSink(LineSink):
         return (
             f'"label": {_label(row.label)}, "score": {_number(row.score)}, "cosine": {_number(row.cosine)}, '
             f'"margin": {_number(row.margin)}, "abstained": {abstained}, "top": [{top}], "error": null'
+            f"{_more(row)}"
         )
 
 
@@ -57,6 +78,25 @@ def _path(path: str) -> str:
     if _is_plain(path):
         return f'"path": "{path}"'
     return ", ".join(f'"{key}": {_string(text)}' for key, text in path_members(path).items())
+
+
+def _more(row: Prediction) -> str:
+    """What only some runs say: the best label of a group, what an answer rests on."""
+    member = f', "member": {_candidate(row.member)}' if row.member else ""
+    return f'{member}, "evidence": {_evidence(row.evidence)}' if row.evidence else member
+
+
+def _evidence(evidence: Evidence) -> str:
+    crop = "null" if evidence.crop_file is None else _string(evidence.crop_file)
+    return f'{{"crop": {crop}, "prompts": [{", ".join(map(_prompt, evidence.prompts))}]}}'
+
+
+def _prompt(prompt: PromptCosine) -> str:
+    template, alias = ("null" if text is None else _label(text) for text in (prompt.template, prompt.alias))
+    return (
+        f'{{"label": {_label(prompt.label)}, "text": {_string(prompt.text)}, "template": {template}, '
+        f'"alias": {alias}, "weight": {_number(prompt.weight)}, "cosine": {_number(prompt.cosine)}}}'
+    )
 
 
 def _candidate(candidate: Candidate) -> str:

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Protocol
 
 from clipcli.errors import UsageError
-from clipcli.records import Candidate, Prediction, Row
+from clipcli.records import Candidate, Prediction, Predictions, Row
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class LineSink:
         self.begun = True
         if line:
             self.stream.write(line)
+
+    def write_all(self, rows: Predictions) -> None:
+        """Write many rows, each as `write` does; they may go out together."""
+        for row in rows:
+            self.write(row)
 
     def flush(self) -> None:
         """Hand on what the stream still holds."""

@@ -12,6 +12,7 @@ import shutil
 
 from rich.cells import cell_len, set_cell_size
 
+from clipcli.output.explained import explained
 from clipcli.output.sink import LineSink, SinkOptions, Stream
 from clipcli.output.text import printable
 from clipcli.records import Failure, Row
@@ -34,7 +35,7 @@ class TableSink(LineSink):
             self._fit(printable(label))
 
     def line(self, row: Row) -> bytes:
-        """`label score bar [label2 score2 …] path`, or `!kind path: message`."""
+        """`label score bar [label2 score2 …] path`, or `!kind path: message`; a group's best label before the path."""
         path = printable(row.path)
         if isinstance(row, Failure):
             width = self.top_k * (self._column + len("  0.0000  ")) - 1 + BAR  # up to the path of other rows
@@ -42,8 +43,10 @@ class TableSink(LineSink):
             return f"{kind}  {path}: {printable(row.message)}\n".encode()
         label = self._paint(_DIM if row.abstained else _BOLD, self._cell(row.label))
         columns = [label, f"{row.score:.4f} {self._paint(_CYAN, bar(row.score))}"]
-        columns += [f"{self._cell(other.label)}  {other.score:.4f}" for other in self.others(row)]
-        return f"{'  '.join([*columns, path])}\n".encode()
+        others = (*self.others(row), *([row.member] if row.member and row.member.label != row.label else []))
+        columns += [f"{self._cell(other.label)}  {other.score:.4f}" for other in others]
+        lines = ["  ".join([*columns, path]), *(explained(row, draws=self.options.color) if row.evidence else [])]
+        return "".join(f"{line}\n" for line in lines).encode()
 
     def _fit(self, text: str) -> None:
         self._column = max(self._column, min(cell_len(text), self._widest))

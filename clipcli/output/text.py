@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
-from clipcli.records import Failure, Row
+from clipcli.records import Failure, Predictions, Row
 
 LISTED = 20  # labels in the counts
 _JOINERS = "\u200c\u200d"  # inside words and emoji of some scripts
@@ -41,7 +41,7 @@ def tilde(path: str | Path) -> str:
 
 
 class Counts:
-    """How many rows each label got."""
+    """How many rows each label got; of multi-label rows each counts for all that it has."""
 
     def __init__(self) -> None:
         self.labels: Counter[str] = Counter()
@@ -56,7 +56,12 @@ class Counts:
             self.failed += 1
             self.failures[f"!{row.kind}"] += 1
         else:
-            self.labels[row.label] += 1
+            self.labels.update(row.labels)
+
+    def add_all(self, rows: Predictions) -> None:
+        """Count many rows."""
+        self.total += len(rows.paths)
+        self.labels.update(rows.labels)
 
     def lines(self) -> list[str]:
         """`count label`, the most frequent first, equal ones by name; the failures by kind last."""

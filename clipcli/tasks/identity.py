@@ -27,7 +27,8 @@ def row_settings(
 
     Of a classifier made here, the words count and not its numbers, whose last bits depend on what was kept of them.
     """
-    made_of = blake2b(classifier.weight.tobytes()).hexdigest() if is_file else model.vocabulary_digest
+    bias = b"" if classifier.bias is None else classifier.bias.tobytes()
+    made_of = blake2b(classifier.weight.tobytes() + bias).hexdigest() if is_file else model.vocabulary_digest
     return {
         "model": model.image_fingerprint[:12],
         "precision": model.arithmetic,
@@ -39,10 +40,19 @@ def row_settings(
         "--min-cosine": options.min_cosine,
         "--min-margin": options.min_margin,
         "--unknown-label": options.unknown_label,
+        "--calibrated": _digest([classifier.temperature, *(x.threshold for x in classifier.labels)])
+        if options.calibrated
+        else None,
+        "--by-group": _digest([x.group for x in classifier.labels]) if options.by_group else None,
+        "--multi-label": _digest([x.threshold for x in classifier.labels]) if options.multi_label else None,
         "--pixels": options.pixels,
         "--crop": options.crop,
         "--decode": "exact" if options.pixels == "reference" else options.decode,
     }
+
+
+def _digest(values: list[str | None] | list[float | None]) -> str:
+    return blake2b(repr(values).encode(), digest_size=4).hexdigest()
 
 
 def _identity(classifier: Classifier, model: Model, made_of: str, truncate: bool) -> str:

@@ -189,7 +189,7 @@ def _table(path: str, classes: _Classes) -> Iterator[Pair | Failure]:
         header = file.readline(MAX_TEXT)
         cut = "\t" if path.lower().endswith(".tsv") else max(",;\t", key=header.count)
         columns = [name.strip().lower() for name in next(csv.reader([header], delimiter=cut), [])]
-        if not set(columns) & set(PATH) or not set(columns) & {*CAPTION, "label"}:
+        if not set(columns) & set(PATH) or not set(columns) & {*CAPTION, "label", "labels"}:
             hint = f"path,caption or path,label; there is {header.strip()[:80]!r}"
             raise UsageError(f"{path}:1: no line that names the columns", hint=hint)
         rows = csv.reader(_bounded(file), delimiter=cut, strict=True)
@@ -242,7 +242,7 @@ def _truth(entry: Mapping[str, Any], classes: _Classes) -> _Truth | str:
     """What an entry's words say, or why they say nothing."""
     said = [value for key in CAPTION if (value := entry.get(key))]
     captions = said[0] if said and isinstance(said[0], list) else said[:1]
-    label = entry.get("label")
+    label = _several(entry["labels"]) if "labels" in entry and "label" not in entry else entry.get("label")
     if any(isinstance(text, str) and _HALVES.search(text) for text in (*captions, label)):
         return "its words are not UTF-8"
     if phrases := _texts(captions):
@@ -250,6 +250,12 @@ def _truth(entry: Mapping[str, Any], classes: _Classes) -> _Truth | str:
     if isinstance(label, str) and _text(label):
         return classes[label]
     return "no words for it"
+
+
+def _several(labels: object) -> object:
+    """`cat|dog` of the labels that don't exclude each other, where JSON lists them; `|` where there are none."""
+    several = "|".join(map(str, labels)) if isinstance(labels, list) else labels
+    return several if several or several is None else "|"
 
 
 # Archives

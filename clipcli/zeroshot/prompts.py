@@ -21,7 +21,7 @@ def fill(labels: Sequence[Label], templates: Sequence[Template]) -> list[Prompt]
     for index, label in enumerate(labels):
         before = len(prompts)
         prompts += [
-            Prompt(template.text.replace("<>", alias), index, template.weight, template.text)
+            Prompt(template.text.replace("<>", alias), index, template.weight, template.text, alias)
             for alias in label.aliases
             for template in templates
         ]

@@ -1,0 +1,113 @@
+"""`clipcli eval --multi-label`: what scores of labels that don't compete are worth, and the thresholds for them.
+
+In: sets and models as `eval` has them. Out: figures on stdout, and perhaps the labels with fitted thresholds as a table
+that -l reads. What is measured, and how, is `tasks.multilabel`'s.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipcli.cli.columns import aligned
+from clipcli.errors import UsageError
+from clipcli.output.text import counted
+from clipcli.records import Label
+from clipcli.weights.folder import whole_file
+
+if TYPE_CHECKING:
+    from clipcli.cli.eval import Reader
+    from clipcli.tasks.multilabel import MultiLabelEvaluation
+
+_HEADER = ("label", "pictures", "AP", "F1", "fitted F1", "threshold")
+
+
+def measure(
+    readers: Iterable[Reader],
+    data: dict[str, str],
+    ignore_missing: bool,
+    top: int,
+    as_json: bool,
+    written: Path | None,
+) -> tuple[str, int]:
+    """The figures of all sets and models as text, and how many pictures failed. Raises UsageError, ClassifierError."""
+    from clipcli.tasks.classify import ClassifyOptions
+    from clipcli.tasks.multilabel import Presence, evaluate_multi_label, truth_of
+
+    found: list[tuple[str, str, MultiLabelEvaluation]] = []
+    failed = 0
+    for reader in readers:
+        labels = reader.classifier.labels
+        presence = Presence(reader.classifier, reader.model, ClassifyOptions(multi_label=True))
+        for name, pictures in reader.sets(data):
+            truth = truth_of(pictures.classes, labels, ignore_missing=ignore_missing)[pictures.truth]
+            one = evaluate_multi_label(presence.scores(pictures.vectors)[0], truth, labels)
+            found.append((name, reader.model.name, one))
+        failed += reader.failed
+    if written is not None:
+        if len(found) > 1:
+            raise UsageError("thresholds of several sets or models", hint="--write-labels takes one set and one model")
+        _write(written, labels, found[0][2].fitted.tolist())
+    if as_json:
+        return json.dumps([_as_object(*one) for one in found], indent=2), failed
+    return "\n".join(line for one in found for line in _lines(*one, top)), failed
+
+
+def _lines(name: str, model: str, found: MultiLabelEvaluation, top: int) -> Iterator[str]:
+    """The figures of the whole, then of the labels, the least precise first."""
+    yield f"{name}, {model}: {counted(found.pictures, 'picture')}, mAP {found.mean_average_precision:.4f}"
+    yield f"micro F1 {found.micro_f1:.4f}, at fitted thresholds {found.fitted_micro_f1:.4f} (on other pictures)"
+    columns = (found.precision, found.f1, found.fitted_f1, found.fitted)
+    rows = [
+        [label, f"{count:,}", *("" if math.isnan(x) else f"{x:.4f}" for x in numbers)]
+        for label, count, *numbers in zip(found.labels, found.positives.tolist(), *columns, strict=True)
+    ]
+    rows.sort(key=lambda row: row[2] or "9")  # labels without pictures come last
+    yield from aligned([_HEADER, *rows[:top]], right=frozenset(range(1, len(_HEADER))), indent="  ")
+    if len(rows) > top:
+        yield f"  and {len(rows) - top:,} more (--top)"
+
+
+def _as_object(name: str, model: str, found: MultiLabelEvaluation) -> dict[str, Any]:
+    columns = (found.positives, found.precision, found.f1, found.fitted_f1, found.fitted)
+    keys = ("pictures", "average_precision", "f1", "fitted_f1", "fitted_threshold")
+    labels = [
+        {"label": label, **{key: _number(x) for key, x in zip(keys, numbers, strict=True)}}
+        for label, *numbers in zip(found.labels, *(column.tolist() for column in columns), strict=True)
+    ]
+    return {
+        "set": name,
+        "model": model,
+        "pictures": found.pictures,
+        "mean_average_precision": _number(found.mean_average_precision),
+        "micro_f1": _number(found.micro_f1),
+        "fitted_micro_f1": _number(found.fitted_micro_f1),
+        "labels": labels,
+    }
+
+
+def _number(x: float) -> float | None:
+    return None if math.isnan(x) else round(x, 6)
+
+
+def _write(path: Path, labels: Sequence[Label], fitted: Sequence[float]) -> None:
+    """The labels as a CSV that `-l` reads, with their thresholds; a label that no picture has keeps its own."""
+    if any(not label.aliases for label in labels):
+        raise UsageError("labels made of whole prompts alone fit no table", hint="give them with --labels")
+    table = io.StringIO()
+    rows = csv.writer(table)
+    rows.writerow(["label", "aliases", "descriptions", "group", "threshold"])
+    for label, value in zip(labels, fitted, strict=True):
+        threshold = label.threshold if math.isnan(value) else round(value, 6)
+        rows.writerow([label.name, _listed(label.aliases), _listed(label.descriptions), label.group, threshold])
+    with whole_file(path) as file:
+        file.write(table.getvalue().encode())
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return "|".join(text.replace("\\", r"\\").replace("|", r"\|") for text in texts)
