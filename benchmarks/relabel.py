@@ -1,15 +1,17 @@
 """Relabelling: 100,000 embeddings of 512 dimensions by 1,000 labels, against the bare matrix product.
 
-    python benchmarks/relabel.py [-n PICTURES] [-o FILE.md]
+    python benchmarks/relabel.py [-n PICTURES] -o benchmarks/runs/DATE-MACHINE
 
 Each round runs, one after the other: numpy's product of the same matrices in chunks of 1,024; `classify` on an
 embeddings file; `classify` on as many files whose embeddings lie in the store. Both are whole processes that write a
 JSON line a picture. A ratio is the wall time of the process by that of the product, in the same round.
+Writes relabel.json (all times) and relabel.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -22,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 DIM, LABELS, CHUNK = 512, 1_000, 1024
+TITLES = ("the product alone", "from an embeddings file", "from the store, by file")
 
 
 def unit(rows: int, seed: int) -> np.ndarray:
@@ -102,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", "--pictures", type=int, default=100_000)
     parser.add_argument("-r", "--rounds", type=int, default=3)
-    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("-o", "--output", type=Path, help="a folder for the two files")
     given = parser.parse_args()
     count = given.pictures
     with tempfile.TemporaryDirectory() as name:
@@ -125,15 +128,19 @@ def main() -> None:
         "| | seconds (median) | x the bare product (median of the rounds' ratios) |",
         "|---|---|---|",
     ]
-    for place, title in enumerate(("the product alone", "from an embeddings file", "from the store, by file")):
+    for place, title in enumerate(TITLES):
         seconds = statistics.median(one[place] for one in rounds)
         ratio = statistics.median(one[place] / one[0] for one in rounds)
         lines.append(f"| {title} | {seconds:.2f} | {ratio:.1f} |")
     text = "\n".join(lines) + "\n"
     print(text)
     if given.output:
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        given.output.write_text(f"# Relabelling\n\n`python benchmarks/relabel.py -n {count}`\n\n{text}")
+        given.output.mkdir(parents=True, exist_ok=True)
+        seconds = dict(zip(TITLES, zip(*rounds, strict=True), strict=True))
+        found = {"pictures": count, "labels": LABELS, "seconds": seconds}
+        (given.output / "relabel.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        about = f"# Relabelling\n\n`python benchmarks/relabel.py -n {count}`\n\n{text}"
+        (given.output / "relabel.md").write_text(about, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -31,11 +31,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from image_tower import MODELS, machine
+from image_tower import MODELS
+from peers import STAND_IN, lacks_torchvision, machine
 from PIL import Image
 
 from clipcli.model import plain
 from clipcli.model.config import ClipConfig, TextConfig, ViTConfig
+from clipcli.tasks.peers import OPEN_CLIP, TRANSFORMERS
 from clipcli.weights.export import export_model
 from clipcli.weights.load import load_checkpoint
 from clipcli.weights.save import save_model
@@ -49,89 +51,6 @@ COMMAND = ["classify", "-l", "labels.txt", "-t", "a photo of a <>.", "-m", "mode
 COUNTS = [1, 4, 16, 32, 64, 128]
 OURS = "clipcli"
 
-# What users write. Each prints its scores by label.
-OPEN_CLIP = """
-import json, sys
-import open_clip, torch
-from PIL import Image
-picture, *labels = sys.argv[1:]
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:model")
-tokenizer = open_clip.get_tokenizer("ViT-B-32")
-model.eval()
-image = preprocess(Image.open(picture)).unsqueeze(0)
-text = tokenizer([f"a photo of a {label}." for label in labels])
-with torch.no_grad():
-    image_features = model.encode_image(image, normalize=True)
-    text_features = model.encode_text(text, normalize=True)
-    scores = (model.logit_scale.exp() * image_features @ text_features.T).softmax(dim=-1)[0]
-print(json.dumps(dict(zip(labels, scores.tolist()))))
-"""
-STAND_IN = """
-import sys, types
-import numpy as np, torch
-from PIL import Image
-
-class InterpolationMode:
-    BICUBIC = Image.BICUBIC
-    BILINEAR = Image.BILINEAR
-
-class Compose:
-    def __init__(self, transforms):
-        self.transforms = transforms
-    def __call__(self, x):
-        for transform in self.transforms:
-            x = transform(x)
-        return x
-
-class Resize:
-    def __init__(self, size, interpolation=Image.BILINEAR, **_):
-        self.size, self.interpolation = size, interpolation
-    def __call__(self, x):
-        short, long = sorted(x.size)
-        length = int(self.size * long / short)
-        return x.resize((length, self.size) if x.width == long else (self.size, length), self.interpolation)
-
-class CenterCrop:
-    def __init__(self, size):
-        self.size = size if isinstance(size, int) else size[0]
-    def __call__(self, x):
-        left, top = round((x.width - self.size) / 2), round((x.height - self.size) / 2)
-        return x.crop((left, top, left + self.size, top + self.size))
-
-class ToTensor:
-    def __call__(self, x):
-        return torch.from_numpy(np.array(x)).permute(2, 0, 1).contiguous() / 255
-
-class Normalize:
-    def __init__(self, mean, std, inplace=False):
-        self.mean, self.std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
-    def __call__(self, x):
-        return (x - self.mean) / self.std
-
-class Unused:
-    def __init__(self, *_, **__):
-        pass
-
-for name in ("transforms", "transforms.functional", "ops", "ops.misc"):
-    sys.modules[f"torchvision.{name}"] = types.ModuleType(f"torchvision.{name}")
-given = sys.modules["torchvision.transforms"]
-for one in (InterpolationMode, Compose, Resize, CenterCrop, ToTensor, Normalize):
-    setattr(given, one.__name__, one)
-for name in ("RandomResizedCrop", "ColorJitter", "Grayscale"):
-    setattr(given, name, Unused)
-given.functional = sys.modules["torchvision.transforms.functional"]
-given.functional.to_tensor = ToTensor()
-sys.modules["torchvision.ops.misc"].FrozenBatchNorm2d = Unused
-transforms, ops = given, sys.modules["torchvision.ops"]
-"""
-TRANSFORMERS = """
-import json, sys
-from transformers import pipeline
-picture, *labels = sys.argv[1:]
-classify = pipeline("zero-shot-image-classification", model="hf", device="cpu")
-rows = classify(picture, candidate_labels=labels, hypothesis_template="a photo of a {}.")
-print(json.dumps({row["label"]: row["score"] for row in rows}))
-"""
 NUMPY = "from clipcli.model import plain; plain.few = lambda config: 1 << 30; "
 TORCH = "from clipcli.model import plain; plain.few = lambda config: 0; "
 LAUNCH = """
@@ -159,8 +78,6 @@ def make(folder: Path, config: ClipConfig, vocabulary: Path, pictures: int) -> N
         Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC).save(folder / f"{number:03}.jpg")
     arguments = ["build-classifier", "labels.txt", *COMMAND[3:]]
     run([sys.executable, "-m", "clipcli", *arguments], folder, folder / "filled")
-    (folder / "stand-in" / "torchvision").mkdir(parents=True)
-    (folder / "stand-in" / "torchvision" / "__init__.py").write_text(STAND_IN)
 
 
 class Spent(dict[str, float]):
@@ -180,12 +97,6 @@ def run(command: list[str], folder: Path, store: Path, modules: Path | None = No
         return Spent(json.load(told)), done.stdout.decode()
 
 
-def lacks_torchvision(python: str) -> bool:
-    """Whether an interpreter has none."""
-    look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torchvision') is None)"
-    return subprocess.run([python, "-c", look], check=False).returncode != 0
-
-
 class Bench:
     """A folder with everything in it, and the programs that may be run there."""
 
@@ -198,8 +109,8 @@ class Bench:
             OURS: [sys.executable, "-c", MAIN, *ours],
             "clipcli, known picture": [sys.executable, "-c", MAIN, *ours],
             "clipcli, by torch": [sys.executable, "-c", TORCH + MAIN, *ours],
-            "open_clip script": [peers, "-c", OPEN_CLIP, *asked],
-            "transformers pipeline": [peers, "-c", TRANSFORMERS, *asked],
+            "open_clip script": [peers, "-c", OPEN_CLIP, "model", *asked],
+            "transformers pipeline": [peers, "-c", TRANSFORMERS, "hf", *asked],
             "python -c 'import numpy'": [sys.executable, "-c", "import numpy"],
             "python -c 'import torch'": [sys.executable, "-c", "import torch"],
         }
@@ -210,9 +121,7 @@ class Bench:
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             store = Path(scratch) / "store"
             shutil.copytree(self.folder / ("known" if "known" in name else "filled"), store)
-            return run(
-                self.programs[name], self.folder, store, self.folder / "stand-in" if name == self.lacking else None
-            )
+            return run(self.programs[name], self.folder, store, STAND_IN if name == self.lacking else None)
 
     def check(self) -> None:
         """Drop the peers that aren't there. Raises AssertionError where programs answer differently."""
