@@ -23,7 +23,21 @@ LOCAL = Path("clipcli.toml")
 MOST_BYTES = 1 << 20
 
 # The folder of a download may carry a clipcli.toml: whoever works there must not lose a file by it.
-TYPED_ONLY = frozenset({"output", "save_crop", "force", "resume", "retry_failed", "tensorboard", "yes"})
+TYPED_ONLY = frozenset(
+    {
+        "output",
+        "save_crop",
+        "force",
+        "resume",
+        "retry_failed",
+        "tensorboard",
+        "write_templates",
+        "write_labels",
+        "csv",
+        "html",
+        "yes",
+    }
+)
 # Options that may name a path: `~/` is the home folder, and what lies beside config.toml is taken from there.
 PATHS = frozenset(
     {"model", "labels", "prompts", "templates", "classifier", "background", "vocabulary", "files_from", "extend"}

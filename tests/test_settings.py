@@ -187,10 +187,10 @@ def test_what_is_no_path_is_not_taken_for_one(folder: Path, config: Path) -> Non
 
 MISTAKES = {
     'modle = "x"': ("1: clipcli has no option modle", "did you mean model?"),
-    "\n# note\nworkers = 0": ("3: workers: must be greater than or equal to 1", "see clipcli classify --help"),
-    'workers = "many"': ("1: workers: must be a valid integer", "see clipcli"),
+    "\n# note\nworkers = 0": ("3: workers: 0 is not in the range 1<=x<=1024", "see clipcli classify --help"),
+    'workers = "many"': ("1: workers: 'many' is no whole number", "see clipcli"),
     "workers = true": ("1: workers takes a value, not true or false", "see clipcli"),
-    "workers = 2.5": ("1: workers: must be a valid integer", "see clipcli"),
+    "workers = 2.5": ("1: workers: '2.5' is no whole number", "see clipcli"),
     'format = "jsonll"': ("1: format: 'jsonll' is not one of", "did you mean jsonl?"),
     "model = 3": ("1: model takes text", 'write "3"'),
     "templates = [1]": ("1: templates takes text", 'write "1"'),

@@ -88,10 +88,15 @@ def effective(root: Node, typed: Mapping[str, Any], given: dict[Address, dict[st
             )
     found = []
     for name, by_command in sorted(known.items()):
-        alike = all(entry == next(iter(by_command.values())) for entry in by_command.values())
+        alike = len({repr(_alone(value)) + repr(rest) for value, *rest in by_command.values()}) == 1
         for address, entry in list(by_command.items())[: 1 if alike else None]:
             found.append(Effective(".".join([*([] if alike else address), name.replace("_", "-")]), *entry))
     return found
+
+
+def _alone(value: Any) -> Any:
+    """A list of one as that one: where it may be repeated, an option means the same."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def variables(root: Node) -> set[str]:
@@ -181,7 +186,8 @@ def _checked(address: Address, command: Node, option: Node, value: Any, where: s
     if any(isinstance(item, bool) != option.is_flag for item in items):
         kind = "true or false" if option.is_flag else "a value, not true or false"
         raise UsageError(f"{where}: {name} takes {kind}", hint=page)
-    value = items if option.multiple else value
+    typed = [str(item) if isinstance(item, float) else item for item in items]  # else 2.5 would become 2 in silence
+    value = typed if option.multiple else typed[0]
     try:
         result = option.process_value(typer.Context(command), value)
     except typer.BadParameter as error:

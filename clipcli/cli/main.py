@@ -29,12 +29,17 @@ COMMANDS = (
     "build-classifier",
     "embed",
     "compare",
+    "eval",
+    "calibrate",
+    "probe",
+    "advise",
     "demo",
     "train",
     "models",
     "labels",
     "templates",
     "cache",
+    "bench",
     "doctor",
 )
 

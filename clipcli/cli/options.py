@@ -34,10 +34,10 @@ def _unless_typed(context: typer.Context, param: typer.CallbackParam, value: Any
     return None if replaced and came_from(context, param.name, "DEFAULT_MAP") else value
 
 
-def _whole_variable(context: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+def whole_variable(context: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
     """One value from the environment, which Typer would take apart at its blanks: a literal has some."""
     from_environment = came_from(context, param.name, "ENVIRONMENT")
-    return [os.environ["CLIPCLI_TEMPLATES"]] if from_environment else value
+    return [os.environ[str(param.envvar)]] if from_environment else value
 
 
 # ---- Input
@@ -160,7 +160,7 @@ Templates = Annotated[
         "-t",
         metavar="SET",
         envvar="CLIPCLI_TEMPLATES",
-        callback=_whole_variable,
+        callback=whole_variable,
         autocompletion=complete.templates,
         help='Template set, file, or literal such as "a photo of a <>." (repeatable). Default: imagenet7.',
         rich_help_panel=CLASSIFIER,
@@ -310,12 +310,21 @@ Device = Annotated[
     ),
 ]
 PrecisionOf = Annotated[
-    Literal["auto", "fp32", "fp16", "bf16"],
+    Literal["auto", "fp32", "fp16", "bf16", "int8"],
     typer.Option(
         "--precision",
         "-p",
         envvar="CLIPCLI_PRECISION",
-        help="auto: fp16 on CUDA with tensor cores, else fp32.",
+        help="auto: fp16 on CUDA with tensor cores, else fp32. int8: on a CPU, pictures alone, by ONNX Runtime.",
+        rich_help_panel=SPEED,
+    ),
+]
+RuntimeOf = Annotated[
+    Literal["auto", "torch", "onnx"],
+    typer.Option(
+        "--runtime",
+        envvar="CLIPCLI_RUNTIME",
+        help="What runs the image tower. onnx: ONNX Runtime, on a CPU; auto: torch, and ONNX Runtime for int8.",
         rich_help_panel=SPEED,
     ),
 ]

@@ -23,14 +23,18 @@ def usage_error(error: typer.TyperException) -> UsageError:
 
 
 def explain(message: str) -> tuple[str, list[str]]:
-    """A sentence of Typer or pydantic without capital letter and final stop, and the names it may have meant."""
-    message = message.replace("Value error, ", "").replace("Input should be", "must be").strip().rstrip(".")
+    """A sentence of Typer without capital letter and final stop, and the names it may have meant."""
+    message = re.sub("is not a valid (int|float)(eger)?( range)?", _number, message).strip().rstrip(".")
     message = " ".join((message[:1].lower() + message[1:]).split()).replace(". Choose from:", ": choose from")
     if found := re.fullmatch(r"(.*?)\.? (?:\(Possible options: (.*)\)|Did you mean (.*)\?)", message):
         return found[1], (found[2] or found[3]).replace("'", "").split(", ")
     if found := re.search(r"'([^']*)' is not one of (.*)$", message):
         return message, difflib.get_close_matches(found[1], re.findall(r"'([^']*)'", found[2]))
     return message, []
+
+
+def _number(found: re.Match[str]) -> str:
+    return "is no whole number" if found[1] == "int" else "is no number"
 
 
 def did_you_mean(names: Iterable[str]) -> str | None:
