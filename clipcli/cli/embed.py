@@ -80,6 +80,7 @@ def embed(
     workers: opt.Workers = None,
     device: opt.Device = "auto",
     precision: opt.PrecisionOf = "auto",
+    runtime: opt.RuntimeOf = "auto",
     no_cache: opt.NoCache = False,
     cache_size: opt.CacheSize = None,
     quiet: opt.Quiet = False,
@@ -102,7 +103,9 @@ def embed(
     _check(pictures, text)
     if save_crop is not None:
         check_folder(save_crop, force=force, walked=pictures.inputs)
-    choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size)
+    choice = ModelChoice(
+        model, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size, runtime
+    )
     choice.check()
 
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk, orderly_stop():

@@ -30,6 +30,7 @@ EXAMPLES = opt.epilog(
     "clipcli models pull laion/CLIP-ViT-B-32-laion2B-s34B-b79K@main",
     "clipcli models info ViT-B/32",
     "clipcli models verify --device cuda --precision fp16",
+    "clipcli models verify --precision int8",
 )
 
 Names = Annotated[
@@ -146,6 +147,7 @@ def verify(
     as_json: Json = False,
     device: opt.Device = "auto",
     precision: opt.PrecisionOf = "auto",
+    runtime: opt.RuntimeOf = "auto",
     offline: opt.Offline = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
@@ -157,7 +159,7 @@ def verify(
     The inputs are made here: pictures and token ids from fixed seeds. Exit code 1: a deviation is larger than rounding
     explains.
     """
-    choice = ModelChoice(name, device, precision, activation, head_width, vocabulary, no_cache=True, offline=offline)
+    choice = ModelChoice(name, device, precision, activation, head_width, vocabulary, True, offline, runtime=runtime)
     choice.check()
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
         from clipcli.tasks import verify as task
@@ -168,7 +170,7 @@ def verify(
         with talk.working("computing everything twice"):
             checks = list(task.verify(model))
             checks += task.verify_pictures(model, published, picture) if picture else ()
-        on = str(model.placement)
+        on = model.where
     passed = all(check.passed for check in checks)
     if as_json:
         rows = [asdict(check) | {"deviation": _finite(check.deviation), "passed": check.passed} for check in checks]

@@ -18,7 +18,7 @@ from clipcli.output.text import counted
 from clipcli.records import Label, Template
 
 if TYPE_CHECKING:
-    from clipcli.model.device import Precision
+    from clipcli.model.device import Precision, Runtime
     from clipcli.weights.fetch import Located
     from clipcli.weights.model import Model
     from clipcli.zeroshot.classifier import Built, Classifier
@@ -37,6 +37,7 @@ class ModelChoice:
     no_cache: bool
     offline: bool = False
     cache_size: str | None = None  # None: the store's own
+    runtime: Runtime = "auto"
 
     def check(self) -> None:
         """Raise ModelError for a name that can't be a model's, UsageError for a size that is none."""
@@ -68,6 +69,7 @@ class ModelChoice:
             located or self.locate(talk),
             device=self.device,
             precision=self.precision,
+            runtime=self.runtime,
             activation=self.activation,
             head_width=self.head_width,
             store=Store(None if self.no_cache else store_file(), size_limit=limit),

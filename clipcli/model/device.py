@@ -18,7 +18,8 @@ import torch
 
 from clipcli.errors import UsageError
 
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+Runtime = Literal["auto", "torch", "onnx"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 

@@ -39,7 +39,7 @@ def few(config: ViTConfig) -> int:
 @np.errstate(all="ignore")  # numbers that are not finite are told by the result
 def forward(config: ViTConfig, weights: Weights, pixels: Array) -> Array:
     """Map normalised pictures [B, 3, size, size] to embeddings [B, embed_dim], not normalised."""
-    tower = _Part(weights, "visual.")
+    tower = Part(weights, "visual.")
     x = _patches(pixels, config.patch_size)  # [B, grid ** 2, 3 * patch ** 2]
     x = _linear(x, tower["conv1.weight"].reshape(config.width, -1))  # [B, grid ** 2, width]
     first = np.broadcast_to(tower["class_embedding"], (len(x), 1, config.width))
@@ -50,7 +50,7 @@ def forward(config: ViTConfig, weights: Weights, pixels: Array) -> Array:
     return _norm(x[:, 0], tower.part("ln_post.")) @ tower["proj"]
 
 
-class _Part:
+class Part:
     """The weights whose names begin alike, in fp32."""
 
     def __init__(self, weights: Weights, prefix: str) -> None:
@@ -59,8 +59,9 @@ class _Part:
     def __getitem__(self, name: str) -> Array:
         return np.asarray(self._weights[self._prefix + name], np.float32)
 
-    def part(self, prefix: str) -> _Part:
-        return _Part(self._weights, self._prefix + prefix)
+    def part(self, prefix: str) -> Part:
+        """Those of them whose names go on with `prefix`."""
+        return Part(self._weights, self._prefix + prefix)
 
 
 def _patches(pixels: Array, size: int) -> Array:
@@ -70,7 +71,7 @@ def _patches(pixels: Array, size: int) -> Array:
     return squares.transpose(0, 2, 4, 1, 3, 5).reshape(len(pixels), grid**2, -1)
 
 
-def _block(x: Array, block: _Part, config: ViTConfig, *, last: bool) -> Array:
+def _block(x: Array, block: Part, config: ViTConfig, *, last: bool) -> Array:
     """Attention, then the MLP; each normalised before and added after. Of the `last` one, token 0 alone."""
     kept = x[:, :1] if last else x
     kept = kept + _attention(_norm(x, block.part("ln_1.")), block.part("attn."), config.heads, last=last)
@@ -81,7 +82,7 @@ def _block(x: Array, block: _Part, config: ViTConfig, *, last: bool) -> Array:
     return kept
 
 
-def _attention(x: Array, attention: _Part, heads: int, *, last: bool) -> Array:
+def _attention(x: Array, attention: Part, heads: int, *, last: bool) -> Array:
     """Every token asks every token; of the `last` block, token 0 alone asks."""
     width = x.shape[2]
     weight, bias = attention["in_proj_weight"], attention["in_proj_bias"]
@@ -105,7 +106,7 @@ def _linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     return y.reshape(*x.shape[:-1], -1)
 
 
-def _norm(x: Array, norm: _Part) -> Array:
+def _norm(x: Array, norm: Part) -> Array:
     """Layer normalisation of the last dimension."""
     x = x - x.mean(axis=-1, keepdims=True)
     x /= np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + np.float32(1e-5))

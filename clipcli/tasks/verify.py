@@ -26,11 +26,13 @@ from clipcli.weights.model import Model, Vectors
 
 # The largest deviation of a number in a unit vector, and so of a cosine, that rounding explains. A ResNet's
 # convolutions are summed in more ways.
-TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 2e-2}
+TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 2e-2, "int8": 0.032}
 RESNET_TOLERANCE = {"fp32": 5e-5, "fp16": 1e-2, "bf16": 5e-2}
+LEAST_COSINE = 0.9995  # of an embedding in int8 to itself in fp32, which lets no number differ by more than the above
+MARGIN = 0.05  # of the best score over the second, beyond which int8 changes no answer
 # Against published figures, also by other decoders and resizers: of a logit (100 x cosine), of a probability.
-LOGIT = {"fp32": 0.1, "fp16": 0.3, "bf16": 3.0}
-PROBABILITY = {"fp32": 0.005, "fp16": 0.01, "bf16": 0.1}
+LOGIT = {"fp32": 0.1, "fp16": 0.3, "bf16": 3.0, "int8": 1.0}
+PROBABILITY = {"fp32": 0.005, "fp16": 0.01, "bf16": 0.1, "int8": 0.05}
 
 
 @dataclass(frozen=True)
@@ -94,15 +96,30 @@ def published_for(model: Model) -> tuple[Published, ...]:
 def verify(model: Model) -> Iterator[Check]:
     """Compare the model as it is placed with fp32 on the CPU, on made inputs."""
     plain = Model(model.checkpoint, device="cpu", precision="fp32", store=model.store, reference=True)
-    precision = model.placement.precision
     tolerance = RESNET_TOLERANCE if isinstance(model.config.vision, ResNetConfig) else TOLERANCE
-    allowed = tolerance[precision]
+    allowed = tolerance[model.precision]
     pictures, prompts = made_pictures(model.config), made_prompts(model.config)
     images = model.encode_image(pictures), np.concatenate([plain.encode_image(picture[None]) for picture in pictures])
     yield Check("image embeddings", _largest(*images), allowed)
     texts = _encode(model, prompts), np.concatenate([_encode(plain, [prompt]) for prompt in prompts])
-    yield Check("text embeddings", _largest(*texts), allowed)
-    yield Check("cosines", _largest(images[0] @ texts[0].T, images[1] @ texts[1].T), allowed)
+    yield Check("text embeddings", _largest(*texts), tolerance[model.placement.precision])
+    cosines = images[0] @ texts[0].T, images[1] @ texts[1].T
+    yield Check("cosines", _largest(*cosines), allowed)
+    if model.precision == "int8":
+        same = (images[0] * images[1]).sum(axis=1)
+        yield Check("1 - cosine to fp32", float(1 - same.min()), 1 - LEAST_COSINE)
+        yield Check("changed answers", changed_answers(*cosines, model.checkpoint.logit_scale), 0)
+
+
+def changed_answers(found: Vectors, exact: Vectors, scale: float, margin: float = MARGIN) -> int:
+    """How many pictures get another label, of those whose exact score leads by more than `margin`.
+
+    Cosines [pictures, labels], as `found` and `exact`; scores are their softmax, times `scale`.
+    """
+    scores = np.exp(scale * (exact - exact.max(axis=1, keepdims=True)))
+    best = np.sort(scores / scores.sum(axis=1, keepdims=True), axis=1)
+    changed = found.argmax(axis=1) != exact.argmax(axis=1)
+    return int((changed & (best[:, -1] - best[:, -2] > margin)).sum())
 
 
 def verify_pictures(model: Model, published: Sequence[Published], folder: Path) -> Iterator[Check]:
@@ -118,10 +135,10 @@ def verify_pictures(model: Model, published: Sequence[Published], folder: Path) 
         logits = _logits(model, path, figures.texts)
         if figures.logits:
             deviation = _largest(logits, np.array(figures.logits))
-            yield Check(f"{figures.picture}: logits", deviation, LOGIT[model.placement.precision])
+            yield Check(f"{figures.picture}: logits", deviation, LOGIT[model.precision])
         scores = np.exp(logits - logits.max())
         deviation = _largest(scores / scores.sum(), np.array(figures.probabilities))
-        yield Check(f"{figures.picture}: probabilities", deviation, PROBABILITY[model.placement.precision])
+        yield Check(f"{figures.picture}: probabilities", deviation, PROBABILITY[model.precision])
 
 
 def made_pictures(config: ClipConfig) -> NDArray[np.uint8]:
