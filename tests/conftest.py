@@ -55,7 +55,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("CLIPCLI_CACHE_DIR", str(folder / "cache"))
     monkeypatch.setenv("CLIPCLI_CONFIG_DIR", str(folder / "config"))
-    for name in ("CLIPCLI_MODEL", "CLIPCLI_DEVICE", "CLIPCLI_PRECISION", "FORCE_COLOR", "NO_COLOR"):
+    for name in ("CLIPCLI_MODEL", "CLIPCLI_DEVICE", "CLIPCLI_PRECISION", "CLIPCLI_RUNTIME", "FORCE_COLOR", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     return folder
 

@@ -35,6 +35,7 @@ class _OnCuda:
 
 class _OnCpu:
     on_cuda = False
+    arithmetic = "torch-fp32"
     busy: ClassVar[dict[str, float]] = {}
 
 
@@ -42,7 +43,7 @@ class _OnCpu:
     ("model", "largest", "decode", "advice"),
     [
         (_OnCuda(), "model", "auto", "--batch-size"),
-        (_OnCpu(), "model", "auto", "--runtime onnx"),
+        (_OnCpu(), "model", "auto", "--precision int8"),
         (_OnCpu(), "decoding", "exact", "--decode exact"),
         (_OnCpu(), "input", "auto", "lists the pictures"),
         (_OnCpu(), "rows", "auto", "writing"),

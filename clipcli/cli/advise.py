@@ -16,7 +16,7 @@ from clipcli.cli.console import Talk, wants_color
 from clipcli.cli.labels import put
 from clipcli.cli.request import ModelChoice, Words
 from clipcli.cli.signals import orderly_stop
-from clipcli.cli.streams import Pictures, check_new_file
+from clipcli.cli.streams import Pictures, check_whole_file
 from clipcli.errors import ExitCode, UsageError
 from clipcli.images.find import check_inputs
 from clipcli.records import Failure, Label
@@ -142,7 +142,9 @@ def advise(
         pictures.check()
     check_inputs(data)
     if write_templates is not None:
-        check_new_file(write_templates, force=force, read=[*data, *words.files, *words.sets])
+        if write_templates.suffix.lower() == ".json":
+            raise UsageError(f"{write_templates}: -t would not read it as text", hint="name a .txt file")
+        check_whole_file(write_templates, force=force, read=[*data, *(reference or []), *words.files, *words.sets])
     choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size)
     choice.check()
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk, orderly_stop():
@@ -154,6 +156,8 @@ def advise(
             from clipcli.tasks.embed import EmbedOptions
 
             opened = choice.open(talk)
+        if write_templates is not None:
+            check_whole_file(write_templates, force=force, read=opened.files)
         options = EmbedOptions(pixels=pixels, crop=crop, decode=decode, batch_size=batch_size, workers=workers)
         reader = _Reader(opened, options, talk)
         with talk.working("encoding prompts") as tick:

@@ -101,7 +101,8 @@ def build_classifier(
     if output is not None:
         if output.name == "-":
             raise UsageError("a classifier can't be written to stdout", hint="name a file: -o my.safetensors")
-        check_new_file(output, force=force, read=[*words.files, prompts, *(templates or []), *(examples or [])])
+        read = [*words.files, prompts, extend, *(templates or []), *(examples or [])]
+        check_new_file(output, force=force, read=read)
 
     from clipcli.zeroshot.classifier_file import load_classifier, save_classifier
 

@@ -11,7 +11,8 @@ from clipcli.cli import eval as evaluation
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk
 from clipcli.cli.request import ModelChoice, Words
-from clipcli.cli.streams import check_new_file
+from clipcli.cli.signals import orderly_stop
+from clipcli.cli.streams import check_whole_file
 from clipcli.errors import ExitCode
 from clipcli.images.find import check_inputs
 from clipcli.output.text import counted
@@ -74,11 +75,11 @@ def calibrate(
     are right as often as wanted. classify uses them with --calibrated only.
     """
     check_inputs([pictures, *(unknown or [])])
-    check_new_file(output, force=force, read=[classifier, pictures])
+    check_whole_file(output, force=force, read=[classifier, pictures, *(unknown or [])])
     choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size)
     choice.check()
     words = Words([], None, None, None, False, classifier)
-    with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
+    with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk, orderly_stop():
         with talk.working("starting"):
             from clipcli.tasks import calibrate as task
             from clipcli.tasks.embed import EmbedOptions
@@ -86,6 +87,7 @@ def calibrate(
 
         options = EmbedOptions(pixels=pixels, crop=crop, decode=decode, batch_size=batch_size, workers=workers)
         ((opened, loaded),) = evaluation.prepared([choice], words, talk)
+        check_whole_file(output, force=force, read=opened.files)
         reader = evaluation.Reader(opened, loaded, options, [], exclude or [], talk)
         others = reader.unknown(unknown)
         found = task.calibrate(

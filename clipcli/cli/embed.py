@@ -134,8 +134,6 @@ def embed(
             talk.detail("batch size {}, {} decoding threads".format(*options.speed(opened)))
             talk.detail(f"decoder: {options.decoder}")
             total, failed = _save_pictures(pictures, opened, options, target, strict, talk)
-            for line in report(options, opened):
-                talk.detail(line)
             done = f"{counted(total, 'picture')}, {failed:,} failed" if total else "no pictures found"
         talk.notice(f"{done}, written to {target}, {time.monotonic() - began:.1f} s")
     raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if failed else ExitCode.OK)
@@ -190,6 +188,8 @@ def _save_pictures(
         kept = "the same command goes on from there" if model.store.path else "nothing is kept"
         talk.notice(f"interrupted after {counted(total, 'picture')}, {target} is not written; {kept}")
         raise
+    for line in report(options, model):
+        talk.detail(line)
     if pictures.passed_over:
         talk.detail(f"{counted(pictures.passed_over, 'other file')} passed over")
     return total, failed

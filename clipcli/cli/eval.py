@@ -17,8 +17,10 @@ import typer
 from clipcli.cli import complete
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk, wants_color
+from clipcli.cli.labels import put
 from clipcli.cli.request import ModelChoice, Words, describe
-from clipcli.cli.streams import check_new_file
+from clipcli.cli.signals import orderly_stop
+from clipcli.cli.streams import check_whole_file
 from clipcli.errors import ExitCode, UsageError
 from clipcli.images.find import check_inputs
 from clipcli.output.text import counted, printable
@@ -187,17 +189,16 @@ def eval(
     words = Words(labels or [], label, prompts, templates, truncate, classifier)
     data = named_sets(sets)
     check_inputs([*data.values(), *(unknown or [])])
-    read = [*data.values(), *words.files, prompts, classifier, *(templates or [])]
+    read = [*data.values(), *(unknown or []), *words.files, prompts, classifier, *(templates or [])]
     _check_multi_label(multi_label, write_labels, {"--csv": csv_file, "--html": html_file, "--unknown": unknown})
-    for file in filter(None, (csv_file, html_file, write_labels)):
-        check_new_file(file, force=force, read=read)
+    _check_written([csv_file, html_file, write_labels], force, read)
     choices = [
         ModelChoice(name, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size)
         for name in (model or (None,))
     ]
     for choice in choices:
         choice.check()
-    with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
+    with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk, orderly_stop():
         with talk.working("starting"):
             from clipcli.cli import evaluation as show
             from clipcli.tasks.embed import EmbedOptions
@@ -211,6 +212,7 @@ def eval(
         found: list[Evaluation] = []
         failed = 0
         for opened, classified in prepared(choices, words, talk):
+            _check_written([csv_file, html_file], force, opened.files)
             reader = Reader(opened, classified, options, include or [], exclude or [], talk)
             others = reader.unknown(unknown)
             for name, pictures in reader.sets(data):
@@ -232,9 +234,9 @@ def eval(
         if html_file:
             _write(html_file, show.as_page(found, pairs))
         if as_json:
-            typer.echo(json.dumps(show.as_json(found, pairs), indent=2))
+            put([json.dumps(show.as_json(found, pairs), indent=2)])
         else:
-            typer.echo("\n".join(show.report(found, pairs, top, wants_color(sys.stdout, color))))
+            put(show.report(found, pairs, top, wants_color(sys.stdout, color)))
     raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if failed else ExitCode.OK)
 
 
@@ -251,10 +253,21 @@ def named_sets(given: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def _check_written(files: Sequence[Path | None], force: bool, read: Sequence[object]) -> None:
+    """Raise UsageError or OutputError for files that can't be written, or are one."""
+    places = [file for file in files if file is not None]
+    for file in places:
+        check_whole_file(file, force=force, read=read)
+    if len({os.path.realpath(file) for file in places}) < len(places):
+        raise UsageError(f"{places[0]}: is to hold two things", hint="give each a file of its own")
+
+
 def _check_multi_label(multi_label: bool, written: Path | None, others: Mapping[str, object]) -> None:
     """Raise UsageError for options that don't go together."""
     if written and not multi_label:
         raise UsageError("--write-labels is for the thresholds of --multi-label", hint="add --multi-label")
+    if written and written.suffix.lower() != ".csv":
+        raise UsageError(f"{written}: -l would not read it as a table", hint="name a .csv file")
     for option, value in others.items():
         if multi_label and value:
             raise UsageError(f"{option} is about labels that compete, with --multi-label none does")
@@ -272,7 +285,7 @@ def _measure_tags(
     from clipcli.cli import tags
 
     text, failed = tags.measure(readers, data, ignore_missing, top, as_json, written)
-    typer.echo(text)
+    put([text])
     return ExitCode.SOME_PICTURES_FAILED if failed else ExitCode.OK
 
 

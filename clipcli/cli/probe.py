@@ -13,8 +13,10 @@ import typer
 from clipcli.cli import options as opt
 from clipcli.cli.columns import aligned
 from clipcli.cli.console import Talk
+from clipcli.cli.labels import put
 from clipcli.cli.request import ModelChoice, Words
-from clipcli.cli.streams import check_new_file
+from clipcli.cli.signals import orderly_stop
+from clipcli.cli.streams import check_whole_file
 from clipcli.errors import ExitCode, UsageError
 from clipcli.images.find import check_inputs
 from clipcli.output.text import counted
@@ -145,9 +147,9 @@ def probe(
     read = [*data, *(test or []), *words.files, prompts, classifier, *(templates or [])]
     check_inputs([*data, *(test or [])])
     if output is not None:
-        check_new_file(output, force=force, read=read)
+        check_whole_file(output, force=force, read=read)
     choice.check()
-    with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
+    with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk, orderly_stop():
         with talk.working("starting"):
             from clipcli.tasks.embed import EmbedOptions
             from clipcli.tasks.labelled import embed_set, matching
@@ -158,7 +160,7 @@ def probe(
 
         opened, text = _prepare(choice, words, talk)
         if output is not None:
-            check_new_file(output, force=force, read=opened.files)
+            check_whole_file(output, force=force, read=opened.files)
         how = EmbedOptions(pixels=pixels, crop=crop, decode=decode, batch_size=batch_size, workers=workers)
         known = {one.name: one for one in text.labels} if text else None
 
@@ -179,7 +181,7 @@ def probe(
             found = task(
                 pictures, tower, text, options, test=tested, seen=None if seen is None else seen.vectors, progress=tick
             )
-        typer.echo(json.dumps(_as_json(found), indent=2) if as_json else "\n".join(table(found)))
+        put([json.dumps(_as_json(found), indent=2)] if as_json else table(found))
         for line in _summary(found, pictures, failures=len(failures)):
             talk.notice(line)
         if output is not None:

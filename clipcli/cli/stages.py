@@ -37,13 +37,14 @@ def _advice(first: str, stages: Stages, options: EmbedOptions, model: Model) -> 
     if first == "model" and model.on_cuda:
         return "the model sets the pace: try --precision fp16, a larger --batch-size, or a smaller model"
     if first == "model":
-        return "the model sets the pace: a GPU, a smaller model or --runtime onnx would help (clipcli bench compares)"
+        faster = "" if model.arithmetic.startswith("onnx") else " or --precision int8 (clipcli bench compares)"
+        return f"the model sets the pace: a GPU, a smaller model{faster} would help"
     if first == "decoding" and options.decode == "exact":
         return "decoding sets the pace: leave --decode exact out"
     if first == "decoding" and find_spec("simplejpeg") is None:
         return 'decoding sets the pace: pip install "clipcli[jpeg]" decodes JPEGs faster'
     if first == "decoding":
-        return "decoding sets the pace: more --workers if CPUs are idle; embed once, then classify the embeddings file"
+        return "decoding sets the pace: more --workers if CPUs are idle, or smaller pictures"
     if first == "input":
         return "whatever lists the pictures sets the pace"
     return "scoring and writing set the pace: fewer labels, or -f paths with --select, write less"

@@ -19,6 +19,7 @@ from clipcli.images.find import HEAD, Walk, check_inputs, sniff
 from clipcli.images.lists import read_list
 from clipcli.output.text import counted
 from clipcli.records import Failure, FailureKind, Item, Source
+from clipcli.zeroshot.files import split_key
 
 if TYPE_CHECKING:
     from clipcli.output.embeddings import Embeddings
@@ -46,6 +47,13 @@ def check_new_file(path: Path, *, force: bool, read: Sequence[object] = ()) -> N
         raise cannot_write(path, error) from error
 
 
+def check_whole_file(path: Path, *, force: bool, read: Sequence[object] = ()) -> None:
+    """The same for a file that appears once all of it is written, which no pipe or device can."""
+    if str(path) == "-" or (os.path.exists(path) and not path.is_file() and not path.is_dir()):
+        raise UsageError(f"{path}: must be a regular file", hint="name a file: no stdout, pipe or device will do")
+    check_new_file(path, force=force, read=read)
+
+
 def _precious(path: Path) -> str | None:
     from clipcli.images.archives import is_archive
 
@@ -57,7 +65,7 @@ def _precious(path: Path) -> str | None:
 
 def _is_same(path: Path, other: object) -> bool:
     try:
-        return path.samefile(str(other))
+        return path.samefile(split_key(str(other))[0])
     except (OSError, ValueError):  # no file, or a literal such as a template
         return False
 

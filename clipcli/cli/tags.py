@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipcli.cli.columns import aligned
 from clipcli.errors import UsageError
-from clipcli.output.text import counted
+from clipcli.output.text import counted, printable
 from clipcli.records import Label
 from clipcli.weights.folder import whole_file
 
@@ -60,7 +60,7 @@ def measure(
 
 def _lines(name: str, model: str, found: MultiLabelEvaluation, top: int) -> Iterator[str]:
     """The figures of the whole, then of the labels, the least precise first."""
-    yield f"{name}, {model}: {counted(found.pictures, 'picture')}, mAP {found.mean_average_precision:.4f}"
+    yield f"{printable(name)}, {printable(model)}: {counted(found.pictures, 'picture')}, mAP {found.mean_average_precision:.4f}"
     yield f"micro F1 {found.micro_f1:.4f}, at fitted thresholds {found.fitted_micro_f1:.4f} (on other pictures)"
     columns = (found.precision, found.f1, found.fitted_f1, found.fitted)
     rows = [
