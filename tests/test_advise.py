@@ -334,12 +334,13 @@ def test_the_command(cli: Run, model: Path, data: Path) -> None:
     result = cli("advise", data, "-l", "labels.txt", "-m", model, *SETS, "--top", 4, "--write-templates", "best.txt")
     lines = result.lines
     assert result.code == 0 and "\x1b" not in result.out.decode()
-    assert lines[0] == "accuracy on A, the 9 pictures on which templates were chosen, and on B, 9 others"
+    assert lines[0] == "percent right on A, 9 pictures to choose templates by, and on B, 9 others"
     assert lines[2].endswith("  0  bare name") and lines[4].endswith("  9  all templates")
     assert "  and 5 more (--top)" in lines and "labels that are hard to tell apart" in lines
     first, last = result.err.splitlines()
     assert first == "clipcli: labels without pictures: white"
-    assert " of 9 templates chosen; on the other half against all: " in last and ", written to best.txt, " in last
+    assert " of 9 templates chosen; on the other half against all: " in last
+    assert ", written to best.txt, for -t, " in last
     assert Path("best.txt").read_text().startswith("# clipcli advise: ")
     chosen = template_files.read(["best.txt"])
     asked = template_files.read([SETS[1], SETS[3]])
@@ -400,6 +401,8 @@ def test_include(cli: Run, model: Path, data: Path) -> None:
         (["data", "-l", "labels.txt", "--reference", "data"], 2, "--reference is for pictures without labels"),
         (["data", "-l", "labels.txt", "--write-templates", "labels.txt"], 2, "labels.txt: is read by this very run"),
         (["data", "-l", "labels.txt", "--write-templates", "no/t.txt"], 1, "no/t.txt: the folder no does not exist"),
+        (["data", "-l", "labels.txt", "--write-templates", "t.json"], 2, "t.json: -t would not read it as text"),
+        (["data", "-l", "labels.txt", "--write-templates", "-"], 2, "-: must be a regular file"),
         (["data", "-l", "labels.txt", "--most", "0"], 2, "invalid value for '--most': "),
     ],
 )

@@ -184,10 +184,11 @@ def test_without_a_model_it_is_tiny(cut_off: Path, cli: Run) -> None:
 def test_the_user_names_pictures(model: Path, photos: Path, cli: Run) -> None:
     found = cli("bench", photos, "-m", model, "--only", "decode", "--quick", "--no-peers")
     assert found.code == 0 and "\x1b" not in found.out.decode()
-    named = [re.split(" {2,}", line) for line in found.lines if "  decode  " in line]
-    assert {row[2] for row in named} == {"yours (5), a core"}
-    assert [row[3] for row in named] == ["clipcli", "clipcli, exact", "Pillow"]
-    assert all("pictures/s" in row[4] for row in named)
+    place = found.lines.index(f"{model.name}: decode, yours (5), a core")
+    named = [re.split(" {2,}", line.strip()) for line in found.lines[place + 1 : place + 4]]
+    assert [row[-1] for row in named] == ["clipcli", "clipcli, exact", "Pillow"]
+    assert [len(row) for row in named] == [2, 3, 3] and all("pictures/s" in row[0] for row in named)
+    assert max(map(len, found.lines[:place])) < 80
 
 
 def test_pictures_that_have_no_file_of_their_own(model: Path, photos: Path, tmp_path: Path) -> None:
@@ -225,8 +226,9 @@ def test_interrupted_it_shows_what_it_has(cli: Run, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(task, "bench", broken_off)
     found = cli("bench")
     assert found.code == 130 and "interrupted after 2 figures" in found.err
-    assert any(line.endswith("0.50 s") for line in found.lines)
-    assert any(line.endswith("100,000 rows/s") for line in found.lines)
+    ways = [re.split(" {2,}", line.strip()) for line in found.lines if line.endswith("  clipcli")]
+    assert ways == [["0.50 s", "clipcli"], ["100,000 rows/s", "clipcli"]]
+    assert "m: start, one picture" in found.lines and "m: relabel, 1,000 labels" in found.lines
 
 
 def test_advice() -> None:

@@ -17,6 +17,8 @@ import tiny
 from conftest import Run
 from test_house import HEAVY, modules_after
 
+from clipcli.cli.console import Talk
+
 LABELS = "scarlet = red\ngreen\nblue | azure\n"
 NUMBER = {"type": ["number", "null"]}
 
@@ -158,6 +160,7 @@ def test_a_report_for_people(cli: Run, model: Path) -> None:
     assert lines[0].split() == ["set", "pictures", "top-1", "mean", "per", "class"]
     assert {"worst pairs", "classes, least found first", "scores", "coverage"} <= set(lines)
     assert "  and 1 more (--top)" in lines
+    assert done.err == "clipcli: in percent; in parentheses bootstrap intervals of 95 %\n"
     assert any(line.startswith("  --min-score") and line.endswith(lines[1].split()[2]) for line in lines)
 
 
@@ -201,10 +204,17 @@ def test_calibrate_and_use_it(cli: Run, model: Path, tmp_path: Path) -> None:
         (("data", "-l", "labels.txt", "--csv", "labels.txt"), "labels.txt: is read by this very run"),
         (("data", "-l", "labels.txt", "--html", "no/such/r.html"), "the folder no/such does not exist"),
         (("data", "-l", "labels.txt", "--want-precision", "2"), "not in the range 0<=x<=1"),
+        (("data", "-l", "labels.txt", "--want-precision", "nan"), "the wanted precision is nan"),
+        (("data", "-l", "labels.txt", "--csv", "-"), "-: must be a regular file"),
+        (("data", "-l", "labels.txt", "--html", "/dev/null"), "/dev/null: must be a regular file"),
+        (("data", "-l", "labels.txt", "--csv", "x", "--html", "./x"), "x: is to hold two things"),
+        (("data", "-l", "l.json#a", "--csv", "l.json", "--force"), "l.json: is read by this very run"),
+        (("data", "-l", "labels.txt", "--multi-label", "--write-labels", "t.txt"), "t.txt: -l would not read it"),
     ],
 )
 def test_wrong_use_is_one_line(cli: Run, model: Path, data: Path, args: tuple[str, ...], message: str) -> None:
     (data / "empty").mkdir(exist_ok=True)
+    (data / "l.json").write_text('{"a": ["red", "green", "blue"]}')
     (data / "gone.csv").write_text("path,label\nx.jpg,red\ny.jpg,green\n")
     done = cli("eval", *args, "-m", model)
     assert done.code == (1 if "does not exist" in message else 2) and done.out == b""
@@ -222,6 +232,53 @@ def test_missing_files_and_labels_without_pictures_are_told(cli: Run, model: Pat
     left = cli("eval", "data", "-L", "green", "-L", "pink", "-m", model, "--ignore-missing")
     assert "data: pictures of one class alone" in left.err
     assert left.code == 0 and "data: 8 pictures left out: their classes are no labels" in left.err
+
+
+def test_no_file_of_the_model_is_replaced(cli: Run, tmp_path: Path) -> None:
+    own = tiny.save(tmp_path / "model")
+    config = own / "open_clip_config.json"
+    before = config.read_bytes()
+    done = cli("eval", "data", "-l", "labels.txt", "-m", own, "--csv", config, "--force")
+    assert done.code == 2 and "is read by this very run" in done.err and config.read_bytes() == before
+
+
+def test_names_that_differ_in_case_only(cli: Run, model: Path, data: Path) -> None:
+    (data / "case.csv").write_text("path,label\ndata/red/00.png,Cat\ndata/green/00.png,cat\n")
+    for args in (), ("--multi-label",):
+        done = cli("eval", "case.csv", "-L", "Cat", "-L", "cat", "-m", model, "--json", *args)
+        assert done.code == 0 and "without pictures" not in done.err
+        found = json.loads(done.out)
+        found = found[0]["labels"] if args else found["results"][0]["classes"]
+        assert [one["pictures"] for one in found] == [1, 1]
+
+
+def test_a_set_whose_name_a_terminal_should_not_see(cli: Run, model: Path, tmp_path: Path) -> None:
+    place = tmp_path / os.fsdecode(b"\xff\x1b[1m[/x]\n")
+    squares.make(place, each=2)
+    for args in (), ("--json",), ("--multi-label",), ("--multi-label", "--json"):
+        done = cli("eval", place, "-l", "labels.txt", "-m", model, *args)
+        assert done.code == 0 and b"\x1b" not in done.out
+
+
+def test_a_name_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    talk = Talk()
+    talk.live = True
+    with talk.working("looking at x[/y]") as tick:
+        tick.say("[/z]\x1b")
+    assert "\x1b]" not in capsys.readouterr().err
+
+
+def test_a_calibrated_classifier_is_not_extended(cli: Run, model: Path, tmp_path: Path) -> None:
+    plain, new = tmp_path / "plain.safetensors", tmp_path / "new.safetensors"
+    assert cli("build-classifier", "labels.txt", "-m", model, "-o", plain).code == 0
+    one = tmp_path / "one.csv"
+    one.write_text(f"path,label\n{Path('data/red/00.png').resolve()},red\n")
+    done = cli("calibrate", plain, one, "-m", model, "-o", new, "--want-precision", 0)
+    assert done.code == 0 and "no temperature but the bound" in done.err, done.err
+    done = cli("build-classifier", "-L", "pink", "--extend", new, "-m", model, "-o", tmp_path / "x.safetensors")
+    assert done.code == 1 and "a calibrated classifier can't be extended" in done.err
+    done = cli("build-classifier", "-L", "pink", "--extend", plain, "-m", model, "-o", plain, "--force")
+    assert done.code == 2 and "is read by this very run" in done.err
 
 
 def test_several_models_from_the_environment_are_one(cli: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,8 @@ def test_a_table_for_people(cli: Run, tmp_path: Path) -> None:
     best, other = result.lines[0].split()[0], {"tabby": "dog", "dog": "tabby"}[result.lines[0].split()[0]]
     assert result.lines[1].startswith("  margin ") and result.lines[1].endswith(f" above {other}")
     assert result.lines[2].split() == [best, other]
-    rows = {name: cells for name, *cells in (re.split("  +", line.strip()) for line in result.lines[3:])}
+    text = "\n".join(result.lines[3:])
+    rows = {name: cells.split() for cells, name in re.findall(r"^((?: +-?\d\.\d{4}\*?)+) +(.+)$", text, re.M)}
     assert {"score", "cosine", "a photo of a <>.", "tabby", "tabby cat", ":: it barks"} <= set(rows)
     assert all(sum("*" in cell for cell in rows[name]) == 1 for name in ("cosine", "a photo of a <>."))
     assert len(rows["tabby"]) == len(rows[":: it barks"]) == 1

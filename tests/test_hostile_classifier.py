@@ -76,6 +76,7 @@ def template(text: Any = "a <>", weight: Any = 1.0) -> dict[str, Any]:
         ({"logit_scale": float("nan")}, "logit_scale is nan"),
         ({"version": 10**400}, "in version 1000000"),
         ({"version": "x" * 10**6}, "in version 'xxxx"),
+        ({"made_by": "x" * 10**6}, "made_by is 'xxxx"),
         ({"features": "patches"}, "features that this clipcli doesn't make: 'patches'"),
         ({"features": ["pooled"]}, "features that this clipcli doesn't make: ['pooled']"),
         ({"temperature": 0}, "temperature is 0"),
@@ -146,6 +147,8 @@ def rows(*values: list[float]) -> np.ndarray:
         ({"threshold": np.zeros(1, np.float32)}, "threshold is not a number for each of 2 labels"),
         ({"threshold": np.zeros((2, 1), np.float32)}, "threshold is not a number"),
         ({"threshold": np.array([0.5, np.inf], np.float32)}, "threshold is not a number"),
+        ({"threshold": np.array([0.5, -1.5], np.float32)}, "threshold is not a number"),
+        ({"bias": np.zeros(2, np.float32)}, "made_by is 'zero-shot' with a bias"),
         ({"threshold": np.zeros(2, np.int64)}, "a tensor 'threshold' of type I64"),
     ],
 )

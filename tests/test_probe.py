@@ -314,6 +314,29 @@ def test_wrong_use_is_told(opened: Model, case: str) -> None:
         probe(make(), opened, options=options)
 
 
+def test_the_same_pictures_in_every_class(opened: Model) -> None:
+    few = labelled((4, 4), names=("a", "b"))
+    with pytest.raises(UsageError, match="nothing tells the classes apart"):
+        probe(replace(few, vectors=np.broadcast_to(few.vectors[0], few.vectors.shape)), opened)
+
+
+def test_pictures_that_hardly_differ(opened: Model, tmp_path: Path) -> None:
+    few = labelled((4, 4), names=("a", "b"))
+    near = few.vectors[4 * few.truth] + np.float32(1e-3) * few.vectors
+    made = probe(replace(few, vectors=near), opened, options=ProbeOptions(method="gda", splits=1)).classifier
+    save_classifier(made, tmp_path / "near.safetensors")
+    read = load_classifier(tmp_path / "near.safetensors")  # sharp as it is, the file holds it
+    assert (read.logits(near).argmax(axis=1) == few.truth).all()
+
+
+def test_a_class_of_white_space_alone(cli: Run, model: Path, tmp_path: Path) -> None:
+    squares.make(tmp_path / "data", 4)
+    (tmp_path / "data" / "red").rename(tmp_path / "data" / "_")
+    out = tmp_path / "my.safetensors"
+    assert cli("probe", tmp_path / "data", "-m", model, "-o", out, "--splits", 1).code == 0
+    assert load_classifier(out).names == ("_", "blue", "green")
+
+
 def test_classes_and_labels_that_do_not_meet(opened: Model, text: Classifier) -> None:
     strange = replace(labelled(), classes=("bird", "cat", "zebra"))
     with pytest.raises(UsageError, match="classes that are no labels: zebra"):

@@ -69,11 +69,11 @@ def _of_advice(found: Advice) -> Iterator[Table]:
         [percent(way.on_a), *_estimate(way.on_b), *_estimate(way.gain, "+"), f"{way.templates:,}", way.name]
         for way in found.measured
     ]
-    title = f"accuracy on A, the {counted(a, 'picture')} on which templates were chosen, and on B, {b:,} others"
+    title = f"percent right on A, {counted(a, 'picture')} to choose templates by, and on B, {b:,} others"
     yield title, ["A", "B", "", "B: against all", "", "templates", ""], ways, len(ways)
     yield "chosen on A", ["weight", ""], [[f"{x.weight:g}", x.text] for x in found.chosen], len(found.chosen)
-    title = "each alone, on all pictures; without: how many more answers of all templates are right without it"
-    header = ["accuracy", "loss", "without", ""]
+    title = "each alone; without: how many more answers of all others together are right"
+    header = ["right", "loss", "without", ""]
     ranked = [
         [percent(one.accuracy), f"{one.loss:.3f}", f"{one.without:+,}", one.template.text] for one in found.ranked
     ]

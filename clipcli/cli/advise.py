@@ -141,10 +141,7 @@ def advise(
     for pictures in sets if unlabelled else ():
         pictures.check()
     check_inputs(data)
-    if write_templates is not None:
-        if write_templates.suffix.lower() == ".json":
-            raise UsageError(f"{write_templates}: -t would not read it as text", hint="name a .txt file")
-        check_whole_file(write_templates, force=force, read=[*data, *(reference or []), *words.files, *words.sets])
+    _check_written(write_templates, force, [*data, *(reference or []), *words.files, *words.sets])
     choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size)
     choice.check()
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk, orderly_stop():
@@ -156,8 +153,7 @@ def advise(
             from clipcli.tasks.embed import EmbedOptions
 
             opened = choice.open(talk)
-        if write_templates is not None:
-            check_whole_file(write_templates, force=force, read=opened.files)
+        _check_written(write_templates, force, opened.files)
         options = EmbedOptions(pixels=pixels, crop=crop, decode=decode, batch_size=batch_size, workers=workers)
         reader = _Reader(opened, options, talk)
         with talk.working("encoding prompts") as tick:
@@ -173,9 +169,17 @@ def advise(
         said = show.summary(found)
         if write_templates is not None:
             write(show.templates(found), write_templates, f"clipcli advise: {said}")
-            said += f", written to {write_templates}"
+            said += f", written to {write_templates}, for -t"
         talk.notice(f"{said}, {time.monotonic() - began:.1f} s")
     raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if reader.failed else ExitCode.OK)
+
+
+def _check_written(file: Path | None, force: bool, read: Sequence[object]) -> None:
+    """Raise UsageError or OutputError for a template file that can't be written, or wouldn't be read again."""
+    if file is not None and file.suffix.lower() == ".json":
+        raise UsageError(f"{file}: -t would not read it as text", hint="name a .txt file")
+    if file is not None:
+        check_whole_file(file, force=force, read=read)
 
 
 @dataclass
@@ -213,9 +217,9 @@ class _Reader:
         from clipcli.tasks.labelled import embed_set, matching
 
         words = {label.name: label for label in labels}
-        with self.talk.working("looking at pictures"):
+        with self.talk.working("looking at pictures") as tick:
             wanted = matching(pictures.inputs, pictures.include, pictures.exclude)
-            found = embed_set(pictures.inputs, self.model, self.options, words, wanted)
+            found = embed_set(pictures.inputs, self.model, self.options, words, wanted, tick)
         self._tell(found.failures)
         vectors, truth, _ = matched(found, tuple(words), ", ".join(pictures.inputs), ignore_missing)
         if idle := [name for index, name in enumerate(words) if index not in set(truth.tolist())]:

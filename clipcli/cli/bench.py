@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import groupby, islice
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
@@ -13,6 +15,8 @@ from clipcli.cli import complete
 from clipcli.cli import options as opt
 from clipcli.cli.columns import aligned
 from clipcli.cli.console import Talk
+from clipcli.cli.labels import put
+from clipcli.cli.signals import orderly_stop
 from clipcli.cli.usage import propose
 from clipcli.errors import UsageError
 from clipcli.images.find import check_inputs
@@ -31,6 +35,7 @@ EXAMPLES = opt.epilog(
 )
 PRECISIONS: tuple[str, ...] = get_args(get_args(opt.PrecisionOf)[0])
 RUNTIMES: tuple[str, ...] = get_args(get_args(opt.RuntimeOf)[0])
+_TITLES = ("", "clipcli is x as fast as", "")
 STAGES = ("decode", "model", "end-to-end", "text", "start", "relabel")
 
 Inputs = Annotated[
@@ -134,7 +139,7 @@ def bench(
     talk = Talk(quiet=quiet, color=color)
     found: list[Timing] = []
     absent: list[Absent] = []
-    with talk.listening():
+    with talk.listening(), orderly_stop():
         with talk.working("starting") as tick:
             from clipcli.tasks import bench as task
 
@@ -182,16 +187,25 @@ def _show(found: Sequence[Timing], absent: Sequence[Absent], as_json: bool, talk
     if as_json:
         rows = [asdict(one) | {"per_second": one.per_second} for one in found]
         report = {"machine": about, "rows": rows, "absent": [asdict(one) for one in absent], "advice": said}
-        typer.echo(json.dumps(report, indent=2))
+        put([json.dumps(report, indent=2)])
         return
-    typer.echo(", ".join(f"{name} {value}" for name, value in about.items()))
+    whole = ", ".join(f"{name} {value}" for name, value in about.items())
+    put([fill(whole, 79, break_long_words=False, break_on_hyphens=False)])
     if found:
-        titles = ("model", "", "", "", "", "clipcli is x as fast")
-        typer.echo("\n".join(["", *aligned([titles, *map(_cells, found)], right=frozenset({4, 5}))]))
+        put(["", *_table(found)])
     for one in absent:
         talk.notice(f"{one.model}: not compared with {one.name}: {one.why}")
     if said:
-        typer.echo("\n".join(["", *map(printable, said)]))
+        put(["", *map(printable, said)])
+
+
+def _table(found: Sequence[Timing]) -> Iterator[str]:
+    """What was measured, and below it a line for each way to do it."""
+    rows = aligned([_TITLES, *map(_cells, found)], right=frozenset({0, 1}), indent="  ")
+    yield next(rows)
+    for what, ways in groupby(found, lambda one: f"{one.model}: {one.stage}, {one.case}"):
+        yield printable(what)
+        yield from islice(rows, len(list(ways)))
 
 
 def _cells(one: Timing) -> tuple[str, ...]:
@@ -199,4 +213,4 @@ def _cells(one: Timing) -> tuple[str, ...]:
         rate = f"{1 / one.per_second:.2f} s"
     else:
         rate = f"{one.per_second:,.{0 if one.per_second >= 1000 else 1}f} {one.unit}s/s"
-    return one.model, one.stage, one.case, one.way, rate, "" if one.ratio is None else f"{one.ratio:.2f}"
+    return rate, "" if one.ratio is None else f"{one.ratio:.2f}", one.way

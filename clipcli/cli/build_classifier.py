@@ -131,8 +131,8 @@ def _with_examples(text: Classifier, model: Model, examples: list[str] | None, t
     from clipcli.tasks.labelled import embed_set
     from clipcli.tasks.probe import few_shot
 
-    with talk.working("looking at examples"):
-        pictures = embed_set(examples, model, words={label.name: label for label in text.labels})
+    with talk.working("looking at examples") as tick:
+        pictures = embed_set(examples, model, words={label.name: label for label in text.labels}, progress=tick)
     for failure in pictures.failures:
         talk.failure(f"{failure.path}: {failure.kind}: {failure.message}")
     made = few_shot(text, pictures)

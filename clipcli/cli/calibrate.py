@@ -71,8 +71,9 @@ def calibrate(
 ) -> None:
     """Find out what a classifier's scores are worth, and write that into a copy of it.
 
-    The temperature makes scores as high as answers are right; each label gets a least score from which its answers
-    are right as often as wanted. classify uses them with --calibrated only.
+    The temperature makes scores as high as answers are right; each label
+    gets a least score from which its answers are right as often as wanted.
+    classify uses them with --calibrated only.
     """
     check_inputs([pictures, *(unknown or [])])
     check_whole_file(output, force=force, read=[classifier, pictures, *(unknown or [])])
@@ -101,7 +102,7 @@ def calibrate(
         fitted = f"{found.error:.4f} -> {found.fitted_error:.4f}"
         talk.notice(f"temperature {found.classifier.temperature:.4g}: calibration error {fitted}")
         least = f"least score {found.outcome.value:.4f}, {counted(found.own, 'label')} with a threshold of their own"
-        got = f"{found.outcome.coverage:.1%} answered, {found.outcome.precision:.1%} of these right"
+        got = f"{found.outcome.coverage:.1%} of these pictures answered, {found.outcome.precision:.1%} of those right"
         talk.notice(f"{least}: {got}")
-        talk.notice(f"written to {output}")
+        talk.notice(f"written to {output}, for classify -c with --calibrated")
     raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if reader.failed else ExitCode.OK)

@@ -101,10 +101,12 @@ class Talk:
         if not self.live:
             yield Ticker()
             return
-        with self._rich().status(text, spinner_style="cyan") as status:
+        from rich.text import Text
+
+        with self._rich().status(Text(printable(text)), spinner_style="cyan") as status:  # a name is no markup
             self._status = status
             try:
-                yield LiveTicker(text, status.update)
+                yield LiveTicker(text, lambda said: status.update(Text(printable(said))))
             finally:
                 self._status = None
 

@@ -183,8 +183,9 @@ def eval(
 ) -> None:
     """Measure a classifier on pictures whose label is known.
 
-    Classes are matched with labels by name or alias. Tables go to stdout: of one set and model all that is known, of
-    several a row each. Exit code 3: some pictures could not be read, and don't count.
+    Classes are matched with labels by name or alias. Tables go to stdout: of
+    one set and model all that is known, of several a row each. Exit code 3:
+    some pictures could not be read, and don't count.
     """
     words = Words(labels or [], label, prompts, templates, truncate, classifier)
     data = named_sets(sets)
@@ -227,7 +228,6 @@ def eval(
                     )
                 )
             failed += reader.failed
-        tell(found, talk)
         pairs = _pairs(found)
         if csv_file:
             _write_csv(csv_file, show.csv_rows(found))
@@ -237,6 +237,8 @@ def eval(
             put([json.dumps(show.as_json(found, pairs), indent=2)])
         else:
             put(show.report(found, pairs, top, wants_color(sys.stdout, color)))
+            talk.notice("in percent; in parentheses bootstrap intervals of 95 %")
+        tell(found, [str(file) for file in (csv_file, html_file) if file], talk)
     raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if failed else ExitCode.OK)
 
 
@@ -351,8 +353,8 @@ class Reader:
 
         words = {label.name: label for label in self.classifier.labels}
         wanted = matching([path], include, self.exclude)
-        with self.talk.working(f"looking at {printable(path)}"):
-            found = embed_set([path], self.model, self.options, words, wanted)
+        with self.talk.working(f"looking at {printable(path)}") as tick:
+            found = embed_set([path], self.model, self.options, words, wanted, tick)
         self._tell(found.failures)
         return found
 
@@ -380,7 +382,7 @@ class Reader:
             self.talk.failure(f"{len(failures) - SHOWN:,} more failed; -v lists all")
 
 
-def tell(found: Sequence[Evaluation], talk: Talk) -> None:
+def tell(found: Sequence[Evaluation], written: Sequence[str], talk: Talk) -> None:
     """What the figures leave out: labels without pictures, pictures without a label, and those that failed."""
     from clipcli.tasks.evaluate import listed
 
@@ -396,6 +398,8 @@ def tell(found: Sequence[Evaluation], talk: Talk) -> None:
             talk.notice(f"{one.name}: {counted(one.left_out, 'picture')} left out: their classes are no labels")
         if one.failed:
             talk.notice(f"{one.name}: {counted(one.failed, 'picture')} failed, of {one.failed + len(one.paths):,}")
+    if written:
+        talk.notice(f"written to {', '.join(written)}")
 
 
 def _pairs(found: Sequence[Evaluation]) -> list[Paired]:

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 THUMBNAILS = 24  # mistakes shown on a page
 THUMB = 150  # pixels, of their longer sides
 
+TWO = "the same pictures, two models; right by A alone, by B alone"
 LONG = ("worst pairs", "classes, least found first")  # tables of which a terminal shows the first lines
 
-_HEADER = ("set", "model", "pictures", "top-1", "", "top-5", "mean per class", "", "gap", "")
+NAMES = ("model", "answer", "A", "B")  # titles of columns of words, which aren't aligned to the right
+_HEADER = ("set", "model", "pictures", "top-1", "", "top-5", "", "mean per class", "gap", "")
 _COLUMNS = ("set", "model", "path", "truth", "answer", "correct", "rank", "score", "cosine", "margin", "entropy", "mcm")
 
 Found = Sequence["Evaluation"]
@@ -36,17 +38,22 @@ Rows = list[list[str]]
 
 def report(found: Found, pairs: Sequence[Paired], top: int, painted: bool) -> Iterator[str]:
     """The figures of each set and model; of one alone, all that is known."""
-    yield from aligned(summary(found), right=frozenset(range(2, 10)))
-    sections = {"the same pictures, two models": paired(pairs)} if pairs else {}
+    rows = summary(found)
+    yield from aligned(rows, right=_numbers(rows[0]))
+    sections = {TWO: paired(pairs)} if pairs else {}
     if len(found) == 1:
         sections |= details(found[0])
     for title, rows in sections.items():
         yield ""
         yield f"\x1b[1m{title}\x1b[0m" if painted else title
         shown = rows[: top + 1] if title in LONG else rows
-        yield from aligned(shown, right=frozenset(range(1, len(rows[0]))), indent="  ")
+        yield from aligned(shown, right=_numbers(rows[0]), indent="  ")
         if len(shown) < len(rows):
             yield f"  and {len(rows) - len(shown):,} more (--top)"
+
+
+def _numbers(header: Sequence[str]) -> frozenset[int]:
+    return frozenset(place for place, name in enumerate(header) if place and name not in NAMES)
 
 
 def summary(found: Found) -> Rows:
@@ -71,7 +78,7 @@ def gaps(found: Found) -> list[Estimate | None]:
 
 def paired(pairs: Sequence[Paired]) -> Rows:
     """A row a comparison: B against A, and McNemar's exact test."""
-    header = ["set", "A", "B", "pictures", "B - A", "", "A alone right", "B alone right", "p"]
+    header = ["set", "A", "B", "pictures", "B - A", "", "A alone", "B alone", "p"]
     return [header] + [
         [
             *(one.name, one.a, one.b, f"{one.pictures:,}"),
@@ -99,13 +106,13 @@ def details(one: Evaluation) -> dict[str, Rows]:
             ["score at least", "answered", "right of these"],
             *([f"{step.value:.2f}", percent(step.coverage), percent(step.precision)] for step in one.coverage),
         ],
-        f"least values for {percent(one.wanted_precision)} % right answers": [
+        f"least values for {100 * one.wanted_precision:g} % right answers on these pictures": [
             ["", "at least", "answered", "right of these"],
             *(_proposal(key, step) for key, step in one.proposals.items()),
         ],
     }
     if one.by_group:
-        sections["groups"] = [["", "top-1", ""], ["all", *_estimate(one.by_group)]]
+        sections["groups"] = [["", "top-1", ""], ["right group", *_estimate(one.by_group)]]
     if one.unknown:
         sections[f"{counted(len(one.unknown.paths), 'picture')} of no label"] = [
             ["told by", "AUROC", "FPR at 95 % TPR"],
@@ -241,7 +248,7 @@ def as_page(found: Found, pairs: Sequence[Paired]) -> str:
     parts.append(html.paragraph(f"In per cent, with bootstrap intervals of 95 %. Model: {', '.join(models)}."))
     if pairs:
         rows = paired(pairs)
-        parts += [html.heading("The same pictures, two models"), html.table(rows[0], rows[1:])]
+        parts += [html.heading(_title(TWO)), html.table(rows[0], rows[1:])]
     for one in found:
         parts += _section(one, titled=len(models) > 1)
     return html.page(f"Evaluation: {', '.join(dict.fromkeys(one.name for one in found))}", parts)
@@ -266,11 +273,15 @@ def _section(one: Evaluation, *, titled: bool) -> Iterator[str]:
     yield html.heading("Truth by row, answer by column", 3)
     yield matrix(one.labels, {**hits, **{(t, a): n for t, a, n in one.confusions}})
     tables = {title: html.table(rows[0], rows[1:]) for title, rows in details(one).items()}
-    yield from (html.folded(title, tables.pop(title)) for title in LONG if title in tables)
-    yield html.row(f"<div>{html.heading(title, 3)}{table}</div>" for title, table in tables.items())
+    yield from (html.folded(_title(title), tables.pop(title)) for title in LONG if title in tables)
+    yield html.row(f"<div>{html.heading(_title(title), 3)}{table}</div>" for title, table in tables.items())
     if figures := list(_mistakes(one)):
-        yield html.heading("The surest mistakes", 3)
+        yield html.heading("The surest mistakes: in bold the answer", 3)
         yield html.row(figures)
+
+
+def _title(words: str) -> str:
+    return words[0].upper() + words[1:]
 
 
 def _mistakes(one: Evaluation) -> Iterator[str]:

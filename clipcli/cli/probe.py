@@ -65,7 +65,8 @@ MethodOf = Annotated[
     Literal["auto", "logistic", "gda", "blend", "gda+text", "wise"],
     typer.Option(
         "--method",
-        help="Of the classifier that -o writes. auto: the best on pictures held out to choose by.",
+        help="Of the classifier that -o writes. gda: Gaussian discriminant analysis; blend: words and class means; "
+        "wise: between words and logistic; auto: the best on pictures held out to choose by.",
         rich_help_panel=opt.CLASSIFIER,
     ),
 ]
@@ -165,8 +166,8 @@ def probe(
         known = {one.name: one for one in text.labels} if text else None
 
         def look(paths: list[str], tower: Model) -> LabelledSet:
-            with talk.working("looking at pictures"):
-                return embed_set(paths, tower, how, known, matching(paths, include or [], exclude or []))
+            with talk.working("looking at pictures") as tick:
+                return embed_set(paths, tower, how, known, matching(paths, include or [], exclude or []), tick)
 
         tower = pooled(opened) if features == "pooled" else opened
         pictures, tested = look(data, tower), look(test, tower) if test else None
@@ -186,7 +187,8 @@ def probe(
             talk.notice(line)
         if output is not None:
             save_classifier(found.classifier, output)
-            talk.notice(f"{_made(found.classifier)}, written to {output}")
+            best = "" if options.method else " (best on pictures held out to choose by)"
+            talk.notice(f"{_made(found.classifier)}{best}, written to {output}, for classify -c")
     raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if failures else ExitCode.OK)
 
 

@@ -47,4 +47,4 @@ def _advice(first: str, stages: Stages, options: EmbedOptions, model: Model) -> 
         return "decoding sets the pace: more --workers if CPUs are idle, or smaller pictures"
     if first == "input":
         return "whatever lists the pictures sets the pace"
-    return "scoring and writing set the pace: fewer labels, or -f paths with --select, write less"
+    return "scoring and writing set the pace"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcli.cli.columns import aligned
+from clipcli.cli.evaluation import percent
 from clipcli.errors import UsageError
 from clipcli.output.text import counted, printable
 from clipcli.records import Label
@@ -53,6 +54,7 @@ def measure(
         if len(found) > 1:
             raise UsageError("thresholds of several sets or models", hint="--write-labels takes one set and one model")
         _write(written, labels, found[0][2].fitted.tolist())
+        reader.talk.notice(f"written to {written}, for classify -l with --multi-label")
     if as_json:
         return json.dumps([_as_object(*one) for one in found], indent=2), failed
     return "\n".join(line for one in found for line in _lines(*one, top)), failed
@@ -60,14 +62,15 @@ def measure(
 
 def _lines(name: str, model: str, found: MultiLabelEvaluation, top: int) -> Iterator[str]:
     """The figures of the whole, then of the labels, the least precise first."""
-    yield f"{printable(name)}, {printable(model)}: {counted(found.pictures, 'picture')}, mAP {found.mean_average_precision:.4f}"
-    yield f"micro F1 {found.micro_f1:.4f}, at fitted thresholds {found.fitted_micro_f1:.4f} (on other pictures)"
-    columns = (found.precision, found.f1, found.fitted_f1, found.fitted)
-    rows = [
-        [label, f"{count:,}", *("" if math.isnan(x) else f"{x:.4f}" for x in numbers)]
-        for label, count, *numbers in zip(found.labels, found.positives.tolist(), *columns, strict=True)
+    yield f"{printable(name)}, {printable(model)}: {counted(found.pictures, 'picture')}, in percent"
+    mean, micro, fitted = map(percent, (found.mean_average_precision, found.micro_f1, found.fitted_micro_f1))
+    yield f"mAP {mean}, micro F1 {micro}, at thresholds fitted on other pictures {fitted}"
+    columns = (found.positives, found.precision, found.f1, found.fitted_f1, found.fitted)
+    order = sorted(zip(found.labels, *columns, strict=True), key=lambda row: (math.isnan(row[2]), row[2]))
+    rows = [  # labels without pictures come last
+        [label, f"{count:,}", *map(percent, shares), "-" if math.isnan(least) else f"{least:.4f}"]
+        for label, count, *shares, least in order
     ]
-    rows.sort(key=lambda row: row[2] or "9")  # labels without pictures come last
     yield from aligned([_HEADER, *rows[:top]], right=frozenset(range(1, len(_HEADER))), indent="  ")
     if len(rows) > top:
         yield f"  and {len(rows) - top:,} more (--top)"

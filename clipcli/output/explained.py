@@ -1,4 +1,5 @@
-"""What an answer rests on, for a person's eyes: below its row, labels across and prompts down.
+"""What an answer rests on, for a person's eyes: below its row, labels across and prompts down, each
+at the end of its line.
 
 In: a `Prediction` with its `Evidence`. Out: lines. A row of cosines is a template (the mean over a label's aliases),
 an alias (the mean over the templates, where a label has more than one), or a description; `*` marks the label that
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-COLUMN = 16  # cells of a label's column at most
+COLUMN = 12  # cells of a label's column at most
 _INDENT = "  "
 
 
@@ -68,14 +69,14 @@ def _marked(cosines: Sequence[float | None]) -> list[str]:
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The first column to the left, the others to the right; labels that are too long are cut."""
+    """Cells to the right, and the first of each row behind them; labels that are too long are cut."""
     shown = [[printable(cell) for cell in row] for row in table]
     shown[0] = [cell if cell_len(cell) <= COLUMN else f"{set_cell_size(cell, COLUMN - 1)}…" for cell in shown[0]]
     shown[0][1:] = [f"{cell} " for cell in shown[0][1:]]
-    first, *widths = (max(map(cell_len, column)) for column in zip(*shown, strict=True))
+    _, *widths = (max(map(cell_len, column)) for column in zip(*shown, strict=True))
     for name, *cells in shown:
         padded = [" " * (width - cell_len(cell)) + cell for cell, width in zip(cells, widths, strict=True)]
-        yield f"{_INDENT}{_INDENT.join([name + ' ' * (first - cell_len(name)), *padded])}".rstrip()
+        yield f"{_INDENT}{' '.join([*padded, name])}".rstrip()
 
 
 def _drawn(crop: NDArray[np.uint8]) -> Iterator[str]:

@@ -22,7 +22,7 @@ body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; max
   margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; margin: .6em 0 }
 th, td { padding: .15em .8em .15em 0; text-align: right; border-bottom: 1px solid #e3e3e3; white-space: nowrap }
-th:first-child, td:first-child, .words td { text-align: left }
+th:first-child, td:first-child { text-align: left }
 svg { max-width: 100%; height: auto; font: 12px system-ui, sans-serif }
 .row { display: flex; flex-wrap: wrap; gap: 1.5em; align-items: flex-start }
 figure { margin: 0; width: 150px; font-size: 13px; overflow-wrap: anywhere }

@@ -442,7 +442,7 @@ def _file(subject: _Subject) -> str:
     source = next(iter(subject.pictures.values()))[0]
     if source.data is None:
         return os.path.abspath(source.path)
-    file = subject.folder / f"picture{Path(source.path).suffix}"
+    file = subject.folder / "picture"  # known by its content
     file.write_bytes(source.data)
     return str(file)
 

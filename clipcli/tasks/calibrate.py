@@ -7,6 +7,7 @@ asked for (`--calibrated`). Class vectors stay as they are, and so does every an
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from clipcli.tasks.evaluate import Vectors, evaluate, judge
 from clipcli.tasks.labelled import LabelledSet
 from clipcli.tasks.metrics import Threshold
 from clipcli.zeroshot.classifier import Classifier
+
+_log = logging.getLogger("clipcli")
 
 ENOUGH = 20  # answers of one label from which its threshold is its own, not that of all
 
@@ -48,8 +51,12 @@ def calibrate(
     `unknown` pictures count as wrong answers. Raises UsageError where no threshold gives the precision, and as
     `evaluate` does.
     """
-    found = evaluate(pictures, classifier, unknown=unknown, ignore_missing=ignore_missing)
+    found = evaluate(
+        pictures, classifier, unknown=unknown, ignore_missing=ignore_missing, want_precision=want_precision
+    )
     temperature = found.calibration.temperature
+    if not 1.01 / metrics.MOST_TEMPERATURE < temperature < metrics.MOST_TEMPERATURE / 1.01:
+        _log.warning("too few pictures, or all answers right, or none: no temperature but the bound %.4g", temperature)
     vectors = np.concatenate([found.vectors, *([unknown[1]] if unknown else [])])
     right = np.concatenate([found.hits, np.zeros(len(vectors) - len(found.hits), bool)])
     values, verdicts = judge(vectors, classifier)

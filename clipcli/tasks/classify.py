@@ -47,6 +47,9 @@ class ClassifyOptions(EmbedOptions):
     multi_label: bool = False  # each label by itself; `min_score`, or 0.5, is for labels without a threshold
 
     def __post_init__(self) -> None:
+        for name in ("min_score", "min_cosine", "min_margin"):
+            if getattr(self, name) is not None and math.isnan(getattr(self, name)):
+                raise UsageError(f"--{name.replace('_', '-')} is not a number", hint="it is one, or left out")
         if not 0 < self.temperature < math.inf:
             raise UsageError(f"the temperature is {self.temperature}", hint="it is a finite number above 0")
         if not self.unknown_label.strip():

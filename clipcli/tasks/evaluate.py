@@ -23,6 +23,7 @@ from clipcli.tasks import metrics
 from clipcli.tasks.labelled import LabelledSet
 from clipcli.tasks.metrics import Bin, ByClass, Estimate, Flags, Floats, Indices, Threshold
 from clipcli.zeroshot.classifier import Classifier
+from clipcli.zeroshot.prompts import short
 
 STEPS = (*(step / 10 for step in range(10)), 0.95, 0.99)  # scores at which coverage and accuracy are reported
 OPTIONS = ("score", "cosine", "margin")  # what `classify` has a minimum for
@@ -160,9 +161,12 @@ def evaluate(
     """Measure a classifier of two labels or more.
 
     `unknown` are paths and embeddings of pictures that belong to no label. Raises UsageError where classes of the set
-    are no labels, unless their pictures are to be left out, and for embeddings that aren't finite.
+    are no labels, unless their pictures are to be left out, for embeddings that aren't finite, and for a
+    `want_precision` that no share can be.
     """
     check_labels(classifier.labels)
+    if not 0 <= want_precision <= 1:
+        raise UsageError(f"the wanted precision is {want_precision}", hint="it is a number from 0 to 1")
     vectors, truth, paths = matched(pictures, classifier.names, name, ignore_missing)
     values, verdicts = judge(vectors, classifier)
     ranks = metrics.ranks(values, truth)
@@ -233,7 +237,7 @@ def matched(
 def listed(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+    return ", ".join(map(short, names[:LISTED])) + more
 
 
 def _by_group(values: Floats, truth: Indices, classifier: Classifier) -> Estimate | None:
@@ -241,7 +245,9 @@ def _by_group(values: Floats, truth: Indices, classifier: Classifier) -> Estimat
         return None
     names = [(label.group or "").split("|")[0].strip() or label.name for label in classifier.labels]
     groups, group = np.unique(np.array(names, dtype=object), return_inverse=True)
-    scores = np.exp(metrics.log_softmax(values)) @ np.eye(len(groups), dtype=np.float32)[group]  # [n, groups]
+    order = np.argsort(group, kind="stable")
+    starts = np.searchsorted(group[order], np.arange(len(groups)))
+    scores = np.add.reduceat(np.exp(metrics.log_softmax(values))[:, order], starts, axis=1)  # [n, groups]
     return metrics.share(scores.argmax(axis=1) == group[truth])
 
 

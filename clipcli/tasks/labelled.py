@@ -78,6 +78,7 @@ def embed_set(
     options: EmbedOptions | None = None,
     words: Mapping[str, Label] | None = None,
     wanted: Wanted = lambda path: True,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> LabelledSet:
     """Embed all `wanted` pictures of folders of class folders, tables with a label column, or archives of samples.
 
@@ -104,7 +105,8 @@ def embed_set(
             yield pair.source
 
     vectors, truth, paths, failures = [], [], [], []
-    for row in embed(items(), model, options):
+    for done, row in enumerate(embed(items(), model, options), 1):
+        progress(done)
         label = labels.popleft()
         if isinstance(row, Failure):
             failures.append(row)

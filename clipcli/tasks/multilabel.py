@@ -159,7 +159,12 @@ def truth_of(names: Sequence[str], labels: Sequence[Label], *, ignore_missing: b
     """
     known = {_folded(alias): place for place, label in enumerate(labels) for alias in label.aliases}
     known |= {_folded(label.name): place for place, label in enumerate(labels)}
-    split = [[name for part in several.split("|") if (name := _folded(part))] for several in names]
+    exact = {label.name: place for place, label in enumerate(labels)}  # names may differ in case only
+    split = [
+        [name for part in several.split("|") if (name := part.strip() if part.strip() in exact else _folded(part))]
+        for several in names
+    ]
+    known |= exact
     unknown = sorted({name for several in split for name in several if name not in known})
     if unknown and not ignore_missing:
         what = f"pictures have labels that are not among yours: {listed(unknown)}"

@@ -59,14 +59,15 @@ class _Classes:
             if label.name in phrases:
                 phrases = _texts((label.name, *phrases))
             broader = _texts((label.group or "").split("|"))
-            self._known.setdefault(_folded(label.name), (phrases, broader, label.name))
+            self._met[label.name] = phrases, broader, label.name  # of names that differ in case only, each is its own
+            self._known.setdefault(_folded(label.name), self._met[label.name])
         for label in words.values():
             for alias in label.aliases:
                 self._known.setdefault(_folded(alias), self._known[_folded(label.name)])
 
     def __getitem__(self, name: str) -> _Truth:
         if name not in self._met:
-            self._met[name] = self._known.setdefault(_folded(name), _by_its_name(_text(name.replace("_", " "))))
+            self._met[name] = self._known.setdefault(_folded(name), _by_its_name(_text(name.replace("_", " ")) or name))
         return self._met[name]
 
 

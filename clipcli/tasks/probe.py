@@ -29,6 +29,7 @@ from clipcli.weights.load import MOST_SCALE
 from clipcli.weights.model import Model, Vectors
 from clipcli.weights.pooled import is_pooled
 from clipcli.zeroshot.classifier import Classifier
+from clipcli.zeroshot.classifier_file import LONGEST
 
 Method = Literal["logistic", "gda", "blend", "gda+text", "wise"]
 SHOTS = (1, 2, 4, 8, 16)  # the paper's
@@ -283,8 +284,13 @@ def _classifier(
     Only a blend's rows keep that: they are unit vectors, and their cosines with pictures mean something.
     """
     weight = linear.weight if how["method"] == "blend" else linear.weight - linear.weight.mean(axis=0)
-    scale = float(np.clip(np.linalg.norm(weight, axis=1).mean(), 1 / MOST_SCALE, MOST_SCALE))
     bias = np.broadcast_to(linear.bias, len(labels))
+    bias = bias - bias.mean()
+    sharp = max(np.linalg.norm(weight, axis=1).max(), np.abs(bias).max()) / LONGEST  # of pictures that hardly differ
+    weight, bias = weight / max(sharp, 1), bias / max(sharp, 1)  # as a file can hold them: no answer changes
+    scale = float(np.clip(np.linalg.norm(weight, axis=1).mean(), 1 / MOST_SCALE, MOST_SCALE))
+    if np.linalg.norm(weight, axis=1).min() < scale / LONGEST:
+        raise UsageError("nothing tells the classes apart", hint="are the same pictures in several of them?")
     return Classifier(
         weight=(weight / scale).astype(np.float32),
         labels=labels,
@@ -295,7 +301,7 @@ def _classifier(
         templates=text.templates if text else (),
         template_set=text.template_set if text else "",
         made_by="probe",
-        bias=(bias - bias.mean()).astype(np.float32),
+        bias=bias.astype(np.float32),
         features="pooled" if is_pooled(model) else "projected",
         how=how,
     )

@@ -179,6 +179,9 @@ def extend(old: Classifier, new: Classifier) -> Classifier:
     """`old` with the labels of `new` behind its own. Both must come from the same model and templates."""
     if old.made_by != "zero-shot":
         raise ClassifierError(f"a classifier made by {old.made_by} can't be extended", hint="only zero-shot ones can")
+    if old.is_calibrated:
+        what = "a calibrated classifier can't be extended: its temperature and thresholds are for its own labels"
+        raise ClassifierError(what, hint="extend the one it was made from, and calibrate that")
     if (old.image_fingerprint, old.text_fingerprint) != (new.image_fingerprint, new.text_fingerprint):
         raise ClassifierError(
             f'the old classifier was built with model "{old.model}", the new labels with "{new.model}"',

@@ -31,6 +31,7 @@ from clipcli.zeroshot.templates import MOST_WEIGHT
 FORMAT, VERSION = "classifier", 1
 KEY = "clipcli"
 MAKE = "make one with: clipcli build-classifier"
+LONGEST_WORD = 40  # characters of `made_by`
 LONGEST = 1e6  # row of `weight`, where rows are not unit vectors; 1 / LONGEST is the shortest
 
 
@@ -119,8 +120,8 @@ def _parse(metadata: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) ->
     """The classifier, each part of it checked. Raises ValueError, LabelError."""
     entries = _get(metadata, "labels", list)
     thresholds = tensors.get("threshold", np.full(len(entries), np.nan, np.float32))
-    if thresholds.shape != (len(entries),) or np.isinf(thresholds).any():
-        raise ValueError(f"threshold is not a number for each of {len(entries)} labels")
+    if thresholds.shape != (len(entries),) or (np.abs(thresholds) > 1).any():  # NaN isn't
+        raise ValueError(f"threshold is not a number for each of {len(entries)} labels, from -1 to 1")
     labels = tuple(map(_label, entries, range(len(entries)), thresholds.tolist()))
     if len({label.name for label in labels}) != len(labels):
         raise ValueError("a label stands twice")
@@ -133,6 +134,8 @@ def _parse(metadata: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) ->
     if not all(isinstance(value, str | int | float) for value in how.values()):
         raise ValueError(f"how is {reprlib.repr(how)}")
     made_by = _get(metadata, "made_by", str)
+    if not 0 < len(made_by) <= LONGEST_WORD or (made_by == "zero-shot" and bias is not None):
+        raise ValueError(f"made_by is {reprlib.repr(made_by)}{' with a bias' if bias is not None else ''}")
     return Classifier(
         weight=_weight(tensors, len(labels), unit=made_by == "zero-shot"),
         labels=labels,
