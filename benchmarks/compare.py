@@ -118,9 +118,9 @@ PARTS: dict[str, tuple[Read, str]] = {  # a part is benchmarks/NAME.py; {…} ar
     "image_tower": (of_towers, "--rounds 3"),  # the large batches take half a minute each
     "runtime": (of_runtimes, "--data {data}"),
     "text_tower": (of_text, "--vocabulary {vocabulary} --labels {labels}"),
-    "start": (of_start, "--vocabulary {vocabulary}"),
+    "start": (of_start, "--vocabulary {vocabulary} --models ViT-B-32"),
     "decoding": (of_decoding, "{data}"),
-    "end_to_end": (of_files, "{data}"),
+    "end_to_end": (of_files, "{data} --rounds 3"),
     "relabel": (of_relabelling, ""),
 }
 
