@@ -4,8 +4,8 @@
 
 Random weights of the real architectures, the same for all, and their embeddings are compared first. The forms take
 turns within each round, so that what else the machine does hits all of them; only ratios are to be trusted, and within
-10 % they are ties. Each round also multiplies two large square matrices, plain and packed: the most that this machine can do, of which
-the table shows what the fast form reached, counting the operations that it really does.
+10 % they are ties. Each round also multiplies two large square matrices, plain and packed: the most that this machine
+can do, of which the table shows what the fast form reached, counting the operations that it really does.
 
 Writes image_tower.json (all times) and image_tower.md. `--largest` tries other sizes of the parts that a batch goes
 through in; `--try` is a run of seconds with small towers, to see whether it runs.
