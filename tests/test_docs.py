@@ -69,6 +69,7 @@ def make_sandbox(folder: Path) -> Path:
         "all.jsonl": ALL,
         "words.csv": "label,aliases,group\ncat,cat|kitten,animal\nrocket,rocket,\n",
         "labels.txt": "cat\nrocket\nperson\n",
+        "classes.txt": "cat\nrocket\n",
         "more.txt": "dog\n",
         "rest.txt": "moon\nsoup\n",
         "bad.txt": "cat\ntabby_cat\ncat\n",

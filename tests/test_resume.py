@@ -735,7 +735,7 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
 @pytest.mark.timeout(600)  # on a machine that has other things to do
 def test_killed_at_random_moments(cli: Run, album: Path) -> None:
     """The path that needs no torch: rows of known pictures, killed again and again within twenty seconds."""
-    expected = rows_of(cli, album, 8_000)
+    expected = rows_of(cli, album, 24_000)
     chosen = random.Random(0)
     rows = Path("rows.csv")
     ends = time.monotonic() + 20
@@ -744,7 +744,7 @@ def test_killed_at_random_moments(cli: Run, album: Path) -> None:
         with start("--files-from", "list", *WORDS, "-o", rows, "--resume", "-q") as process:
             size = rows.stat().st_size if rows.exists() else 0
             until(lambda: process.poll() is not None or (rows.exists() and rows.stat().st_size != size))  # noqa: B023
-            time.sleep(chosen.random())
+            time.sleep(chosen.random() / 4)
             process.kill()
             if process.wait() == 3:
                 break

@@ -119,7 +119,8 @@ def _problem(error: ClipcliError) -> Finding:
 
 def _packages(findings: list[Finding]) -> dict[str, str | None]:
     """Every package that clipcli needs, and those that it may use; what is missing or too old is found."""
-    needed = dict(re.findall(r"(?m)^([\w.-]+)>=([\d.]+)$", "\n".join(metadata.requires("clipcli") or [])))
+    required = "\n".join(metadata.requires("clipcli") or [])
+    needed = dict(re.findall(r"(?m)^([\w.-]+)[^;\n]*?>=([\d.]+)[^;\n]*$", required))  # without the extras'
     versions: dict[str, str | None] = {}
     for name in [*needed, *(package for _, package in DECODERS.values())]:
         try:
