@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clipcli.cli import labelled as shared
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk, wants_color
 from clipcli.cli.labels import put
@@ -62,22 +63,12 @@ Reference = Annotated[
         rich_help_panel=opt.INPUT,
     ),
 ]
-IgnoreMissing = Annotated[
-    bool,
-    typer.Option(
-        "--ignore-missing",
-        metavar="",
-        help="Leave out pictures whose class is no label, where that is an error otherwise.",
-        rich_help_panel=opt.INPUT,
-    ),
-]
 Most = Annotated[
     int, typer.Option("--most", metavar="N", min=1, help="Templates to choose at most.", rich_help_panel=opt.OUTPUT)
 ]
 Seed = Annotated[
     int, typer.Option("--seed", metavar="N", min=0, help="Another one makes other halves.", rich_help_panel=opt.OUTPUT)
 ]
-Top = Annotated[int, typer.Option("--top", metavar="N", min=1, help="Lines of each table.", rich_help_panel=opt.OUTPUT)]
 WriteTemplates = Annotated[
     Path | None,
     typer.Option(
@@ -86,16 +77,13 @@ WriteTemplates = Annotated[
         rich_help_panel=opt.OUTPUT,
     ),
 ]
-Json = Annotated[
-    bool, typer.Option("--json", metavar="", help="One JSON object with everything.", rich_help_panel=opt.OUTPUT)
-]
 
 
 def advise(
     data: Data,
     unlabelled: Unlabelled = False,
     reference: Reference = None,
-    ignore_missing: IgnoreMissing = False,
+    ignore_missing: shared.IgnoreMissing = False,
     include: opt.Include = None,
     exclude: opt.Exclude = None,
     pixels: opt.PixelPolicy = "auto",
@@ -112,9 +100,9 @@ def advise(
     head_width: opt.HeadWidth = None,
     most: Most = 10,
     seed: Seed = 0,
-    top: Top = 10,
+    top: shared.Top = 10,
     write_templates: WriteTemplates = None,
-    as_json: Json = False,
+    as_json: shared.Json = False,
     force: opt.Force = False,
     batch_size: opt.BatchSize = None,
     workers: opt.Workers = None,
@@ -229,4 +217,4 @@ class _Reader:
     def _tell(self, failures: Sequence[Failure]) -> None:
         self.failed += len(failures)
         for failure in failures:
-            self.talk.failure(f"{failure.path}: {failure.kind}: {failure.message}")
+            self.talk.failed(failure)

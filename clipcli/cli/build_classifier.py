@@ -134,7 +134,7 @@ def _with_examples(text: Classifier, model: Model, examples: list[str] | None, t
     with talk.working("looking at examples") as tick:
         pictures = embed_set(examples, model, words={label.name: label for label in text.labels}, progress=tick)
     for failure in pictures.failures:
-        talk.failure(f"{failure.path}: {failure.kind}: {failure.message}")
+        talk.failed(failure)
     made = few_shot(text, pictures)
     talk.notice(f"{counted(len(pictures.paths), 'example')} blended in, alpha {made.how['alpha']:.3g}")
     return made, len(pictures.failures)

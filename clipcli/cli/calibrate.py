@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clipcli.cli import eval as evaluation
+from clipcli.cli import labelled
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk
 from clipcli.cli.request import ModelChoice, Words
@@ -46,8 +46,8 @@ def calibrate(
     output: Output,
     include: opt.Include = None,
     exclude: opt.Exclude = None,
-    ignore_missing: evaluation.IgnoreMissing = False,
-    unknown: evaluation.UnknownSet = None,
+    ignore_missing: labelled.IgnoreMissing = False,
+    unknown: labelled.UnknownSet = None,
     pixels: opt.PixelPolicy = "auto",
     crop: opt.CropPolicy = "model",
     decode: opt.DecodePolicy = "auto",
@@ -56,7 +56,7 @@ def calibrate(
     vocabulary: opt.Vocabulary = None,
     activation: opt.ActivationOf = None,
     head_width: opt.HeadWidth = None,
-    want_precision: evaluation.WantPrecision = 0.95,
+    want_precision: labelled.WantPrecision = 0.95,
     force: opt.Force = False,
     batch_size: opt.BatchSize = None,
     workers: opt.Workers = None,
@@ -87,9 +87,9 @@ def calibrate(
             from clipcli.zeroshot.classifier_file import save_classifier
 
         options = EmbedOptions(pixels=pixels, crop=crop, decode=decode, batch_size=batch_size, workers=workers)
-        ((opened, loaded),) = evaluation.prepared([choice], words, talk)
+        ((opened, loaded),) = labelled.prepared([choice], words, talk)
         check_whole_file(output, force=force, read=opened.files)
-        reader = evaluation.Reader(opened, loaded, options, [], exclude or [], talk)
+        reader = labelled.Reader(opened, loaded, options, [], exclude or [], talk)
         others = reader.unknown(unknown)
         found = task.calibrate(
             reader.whole(pictures, include or []),

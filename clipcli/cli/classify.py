@@ -324,7 +324,7 @@ def _deliver(
                     counts.add(row)
                     if isinstance(row, Failure):
                         if told:
-                            talk.failure(f"{row.path}: {row.kind}: {row.message}")
+                            talk.failed(row)
                         if strict:
                             return counts
                 out.flush()

@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING
 
 from clipcli.errors import ClipcliError
 from clipcli.output.text import printable
+from clipcli.records import Failure
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,6 +90,10 @@ class Talk:
     def failure(self, text: str) -> None:
         """Say what could not be done, even with --quiet."""
         self._line(f"clipcli: {printable(text)}")
+
+    def failed(self, picture: Failure) -> None:
+        """Say which picture could not be used, and why."""
+        self.failure(f"{picture.path}: {picture.kind}: {picture.message}")
 
     def detail(self, text: str) -> None:
         """Say what was chosen or reused: with --verbose only."""

@@ -174,7 +174,7 @@ def _save_pictures(
             tick(total)
             if isinstance(row, Failure):
                 failed += 1
-                talk.failure(f"{row.path}: {row.kind}: {row.message}")
+                talk.failed(row)
                 if strict:
                     talk.notice(f"stopped at the first failure: {target} is not written")
                     raise typer.Exit(ExitCode.SOME_PICTURES_FAILED)

@@ -8,32 +8,26 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipcli.cli import complete
+from clipcli.cli import labelled as shared
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk, wants_color
+from clipcli.cli.labelled import Reader, prepared
 from clipcli.cli.labels import put
-from clipcli.cli.request import ModelChoice, Words, describe
+from clipcli.cli.request import ModelChoice, Words
 from clipcli.cli.signals import orderly_stop
 from clipcli.cli.streams import check_whole_file
 from clipcli.errors import ExitCode, UsageError
 from clipcli.images.find import check_inputs
 from clipcli.output.text import counted, printable
-from clipcli.records import Failure
 
 if TYPE_CHECKING:
-    from clipcli.tasks.embed import EmbedOptions
-    from clipcli.tasks.evaluate import Evaluation, Paired, Vectors
-    from clipcli.tasks.labelled import LabelledSet
-    from clipcli.weights.model import Model
-    from clipcli.zeroshot.classifier import Classifier
-
-SHOWN = 5  # failures that are listed without --verbose
+    from clipcli.tasks.evaluate import Evaluation, Paired
 
 EXAMPLES = opt.epilog(
     "clipcli eval by-class/ -l labels.txt  # a folder for each class",
@@ -63,34 +57,6 @@ Include = Annotated[
         rich_help_panel=opt.INPUT,
     ),
 ]
-IgnoreMissing = Annotated[
-    bool,
-    typer.Option(
-        "--ignore-missing",
-        metavar="",
-        help="Leave out pictures whose class is no label, where that is an error otherwise.",
-        rich_help_panel=opt.INPUT,
-    ),
-]
-UnknownSet = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--unknown",
-        metavar="INPUT",
-        help="Pictures that belong to no label (repeatable): can they be told from the others?",
-        rich_help_panel=opt.INPUT,
-    ),
-]
-WantPrecision = Annotated[
-    float,
-    typer.Option(
-        metavar="P",
-        min=0,
-        max=1,
-        help="Find least scores, cosines and margins at which so many of the answers are right.",
-        rich_help_panel=opt.OUTPUT,
-    ),
-]
 Models = Annotated[
     list[str] | None,
     typer.Option(
@@ -104,9 +70,6 @@ Models = Annotated[
         rich_help_panel=opt.CLASSIFIER,
         show_default=False,
     ),
-]
-Json = Annotated[
-    bool, typer.Option("--json", metavar="", help="One JSON object with everything.", rich_help_panel=opt.OUTPUT)
 ]
 Csv = Annotated[
     Path | None,
@@ -139,15 +102,14 @@ WriteLabels = Annotated[
         rich_help_panel=opt.OUTPUT,
     ),
 ]
-Top = Annotated[int, typer.Option("--top", metavar="N", min=1, help="Lines of each table.", rich_help_panel=opt.OUTPUT)]
 
 
 def eval(
     sets: Sets,
     include: Include = None,
     exclude: opt.Exclude = None,
-    ignore_missing: IgnoreMissing = False,
-    unknown: UnknownSet = None,
+    ignore_missing: shared.IgnoreMissing = False,
+    unknown: shared.UnknownSet = None,
     pixels: opt.PixelPolicy = "auto",
     crop: opt.CropPolicy = "model",
     decode: opt.DecodePolicy = "auto",
@@ -163,9 +125,9 @@ def eval(
     vocabulary: opt.Vocabulary = None,
     activation: opt.ActivationOf = None,
     head_width: opt.HeadWidth = None,
-    want_precision: WantPrecision = 0.95,
-    top: Top = 10,
-    as_json: Json = False,
+    want_precision: shared.WantPrecision = 0.95,
+    top: shared.Top = 10,
+    as_json: shared.Json = False,
     csv_file: Csv = None,
     html_file: Html = None,
     write_labels: WriteLabels = None,
@@ -289,97 +251,6 @@ def _measure_tags(
     text, failed = tags.measure(readers, data, ignore_missing, top, as_json, written)
     put([text])
     return ExitCode.SOME_PICTURES_FAILED if failed else ExitCode.OK
-
-
-def prepared(
-    choices: Sequence[ModelChoice], words: Words, talk: Talk, *, alone: bool = False
-) -> Iterator[tuple[Model, Classifier]]:
-    """Each model with the classifier; what can be wrong with words is told before weights are read.
-
-    One label `alone` is an error otherwise.
-    """
-    from clipcli.tasks.evaluate import check_labels
-    from clipcli.zeroshot.classifier_file import load_classifier
-
-    labels = words.labels()
-    loaded = load_classifier(words.classifier) if words.classifier else None
-    if not alone:
-        check_labels(loaded.labels if loaded else labels)
-    templates = [] if loaded else words.expanded()
-    for choice in choices:
-        with talk.working("loading the model"):
-            model = choice.open(talk)
-        if loaded is None:
-            built = words.build(model, labels, templates, talk)
-            talk.detail(describe(built))
-            yield model, built.classifier
-        else:
-            yield loaded.suited(model), loaded
-
-
-@dataclass
-class Reader:
-    """Embeds sets for one classifier. Pictures that fail are told, and counted."""
-
-    model: Model
-    classifier: Classifier
-    options: EmbedOptions
-    include: Sequence[str]
-    exclude: Sequence[str]
-    talk: Talk
-    failed: int = field(default=0, init=False)
-
-    def sets(self, data: Mapping[str, str]) -> Iterator[tuple[str, LabelledSet]]:
-        """All sets, split where `include` names parts. Raises UsageError."""
-        from clipcli.tasks.labelled import matching
-
-        parts: dict[str, list[str]] = {}
-        for text in self.include:
-            part, equals, glob = text.partition("=")
-            parts.setdefault(part if equals else "", []).append(glob if equals else text)
-        if len(parts) > 1 and "" in parts:
-            raise UsageError("--include with a name and without one", hint="give each GLOB a name, or none")
-        for name, path in data.items():
-            whole = self.whole(path, [glob for own in parts.values() for glob in own])
-            if not any(parts):
-                yield name, whole
-                continue
-            for part, own in parts.items():
-                yield part if len(data) == 1 else f"{name} {part}", whole.only(matching([path], own))
-
-    def whole(self, path: str, include: Sequence[str] = ()) -> LabelledSet:
-        """One set. Raises UsageError."""
-        from clipcli.tasks.labelled import embed_set, matching
-
-        words = {label.name: label for label in self.classifier.labels}
-        wanted = matching([path], include, self.exclude)
-        with self.talk.working(f"looking at {printable(path)}") as tick:
-            found = embed_set([path], self.model, self.options, words, wanted, tick)
-        self._tell(found.failures)
-        return found
-
-    def unknown(self, inputs: Sequence[str] | None) -> tuple[Sequence[str], Vectors] | None:
-        """Paths and embeddings of pictures that belong to no label. Raises UsageError where there are none."""
-        if not inputs:
-            return None
-        import numpy as np
-
-        from clipcli.tasks.embed import embed
-
-        with self.talk.working("looking at pictures of no label"):
-            rows = list(embed(list(inputs), self.model, self.options))
-        found = [row for row in rows if not isinstance(row, Failure)]
-        self._tell([row for row in rows if isinstance(row, Failure)])
-        if not found:
-            raise UsageError(f"no picture in {', '.join(inputs)} can be used")
-        return [row.path for row in found], np.stack([row.vector for row in found])
-
-    def _tell(self, failures: Sequence[Failure]) -> None:
-        self.failed += len(failures)
-        for failure in failures[: None if self.talk.verbose else SHOWN]:
-            self.talk.failure(f"{failure.path}: {failure.kind}: {failure.message}")
-        if len(failures) > SHOWN and not self.talk.verbose:
-            self.talk.failure(f"{len(failures) - SHOWN:,} more failed; -v lists all")
 
 
 def tell(found: Sequence[Evaluation], written: Sequence[str], talk: Talk) -> None:

@@ -176,7 +176,7 @@ def probe(
             raise UsageError("some pictures have features of one kind alone", hint="take out those that fail")
         failures = [*pictures.failures, *(tested.failures if tested else ())]
         for failure in failures:
-            talk.failure(f"{failure.path}: {failure.kind}: {failure.message}")
+            talk.failed(failure)
         options = ProbeOptions(shots=tuple(shots or ()), splits=splits, method=None if method == "auto" else method)
         with talk.working("learning") as tick:
             found = task(

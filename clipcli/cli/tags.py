@@ -22,7 +22,7 @@ from clipcli.records import Label
 from clipcli.weights.folder import whole_file
 
 if TYPE_CHECKING:
-    from clipcli.cli.eval import Reader
+    from clipcli.cli.labelled import Reader
     from clipcli.tasks.multilabel import MultiLabelEvaluation
 
 _HEADER = ("label", "pictures", "AP", "F1", "fitted F1", "threshold")

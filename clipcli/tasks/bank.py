@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from clipcli.errors import UsageError
 from clipcli.records import Label, Template
+from clipcli.tasks.linear import unit
 from clipcli.tasks.metrics import Flags, Indices
 from clipcli.weights.model import Model
 from clipcli.zeroshot.classifier import Progress, encode_prompts
@@ -103,12 +104,6 @@ def encode_bank(
             descriptions[index] = vectors[middle:start].mean(axis=0)
     scale = model.checkpoint.logit_scale
     return Bank(tuple(labels), tuple(templates), scale, means[:, :-1], means[:, -1], descriptions, tuple(by_alias))
-
-
-def unit(vectors: Array) -> Array:
-    """The same directions, with norm 1 along the last axis."""
-    found: Array = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return found
 
 
 def cosines_of(vectors: Array, classes: Array) -> Iterator[tuple[slice, Array]]:

@@ -138,10 +138,11 @@ def candidates(labels: Sequence[Label], options: ClassifyOptions) -> tuple[str, 
         return tuple(label.name for label in labels)
     if not any(label.group for label in labels):
         raise UsageError("no label has a group", hint="give them one in the column group of a CSV, or leave --by-group")
-    return tuple(dict.fromkeys(map(_group, labels)))
+    return tuple(dict.fromkeys(map(group_of, labels)))
 
 
-def _group(label: Label) -> str:
+def group_of(label: Label) -> str:
+    """The group that a label belongs to: the first it names, else itself alone."""
     return (label.group or "").split("|")[0].strip() or label.name
 
 
@@ -237,7 +238,7 @@ class GroupRanking(Ranking):
         super().__init__(classifier, background, options)
         self.labels = classifier.names + (background.names if background else ())
         place = {name: index for index, name in enumerate(self.names[: self.foreground])}
-        own = [place[_group(label)] for label in classifier.labels]
+        own = [place[group_of(label)] for label in classifier.labels]
         self.group = np.array([*own, *range(self.foreground, len(self.names))], np.intp)  # [labels]
         self.order = np.argsort(self.group, kind="stable")
         self.starts = np.searchsorted(self.group[self.order], np.arange(len(self.names)))

@@ -165,6 +165,8 @@ class _Remembered:
 
     def recalled(self, chunk: list[Item]) -> list[Item]:
         """The same items, those with their embeddings that are known by their files: two queries for all of them."""
+        if Source not in set(map(type, chunk)):  # rows of an embeddings file
+            return chunk
         files = [self.file(item) if isinstance(item, Source) else None for item in chunk]
         known = self._embeddings([file for file in files if file])
         return [

@@ -20,6 +20,7 @@ from clipcli.errors import UsageError
 from clipcli.output.text import counted
 from clipcli.records import Label
 from clipcli.tasks import metrics
+from clipcli.tasks.classify import group_of
 from clipcli.tasks.labelled import LabelledSet
 from clipcli.tasks.metrics import Bin, ByClass, Estimate, Flags, Floats, Indices, Threshold
 from clipcli.zeroshot.classifier import Classifier
@@ -243,8 +244,8 @@ def listed(names: Sequence[str]) -> str:
 def _by_group(values: Floats, truth: Indices, classifier: Classifier) -> Estimate | None:
     if not any(label.group for label in classifier.labels):
         return None
-    names = [(label.group or "").split("|")[0].strip() or label.name for label in classifier.labels]
-    groups, group = np.unique(np.array(names, dtype=object), return_inverse=True)
+    names = np.array([group_of(label) for label in classifier.labels], dtype=object)
+    groups, group = np.unique(names, return_inverse=True)
     order = np.argsort(group, kind="stable")
     starts = np.searchsorted(group[order], np.arange(len(groups)))
     scores = np.add.reduceat(np.exp(metrics.log_softmax(values))[:, order], starts, axis=1)  # [n, groups]

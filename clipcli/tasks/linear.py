@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipcli.tasks.metrics import log_softmax
 
+F = TypeVar("F", bound=np.floating[Any])
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
@@ -60,10 +61,10 @@ class Linear(NamedTuple):
         return Linear(own * self.weight + others * other.weight, own * self.bias + others * other.bias)
 
 
-def unit(rows: Array) -> Array:
-    """The rows at length 1."""
-    lengths: Array = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / lengths
+def unit(vectors: NDArray[F]) -> NDArray[F]:
+    """The same directions, with norm 1 along the last axis."""
+    found: NDArray[F] = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return found
 
 
 def best(candidates: Iterable[tuple[float, Linear]], held: Examples) -> tuple[float, Linear]:
