@@ -6,6 +6,7 @@ look closer at it, is left to find that there is none.
 
 from __future__ import annotations
 
+import compileall
 import importlib.metadata
 import importlib.util
 import subprocess
@@ -34,6 +35,13 @@ def lacks_torchvision(python: str = sys.executable) -> bool:
     """Whether an interpreter has none of its own."""
     look = "import importlib.metadata as m; m.version('torchvision')"
     return subprocess.run([python, "-c", look], capture_output=True, check=False).returncode != 0
+
+
+def compile_clipcli() -> None:
+    """Let modules of this checkout be found compiled, as the peers' are: where bytecode isn't written, none ever is."""
+    import clipcli
+
+    compileall.compile_dir(Path(clipcli.__file__).parent, quiet=1)
 
 
 def machine() -> dict[str, str]:

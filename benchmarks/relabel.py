@@ -22,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from peers import compile_clipcli
 
 DIM, LABELS, CHUNK = 512, 1_000, 1024
 TITLES = ("the product alone", "from an embeddings file", "from the store, by file")
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("-r", "--rounds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, help="a folder for the two files")
     given = parser.parse_args()
+    compile_clipcli()
     count = given.pictures
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 from image_tower import MODELS
-from peers import STAND_IN, lacks_torchvision, machine
+from peers import STAND_IN, compile_clipcli, lacks_torchvision, machine
 from PIL import Image
 
 from clipcli.model import plain
@@ -245,6 +245,7 @@ def main() -> None:
     parser.add_argument("--peers", default=sys.executable, metavar="PYTHON", help="the interpreter of the peers")
     parser.add_argument("--try", dest="small", action="store_true", help="a small model, and as little as possible")
     given = parser.parse_args()
+    compile_clipcli()
     if given.small:
         given.models, given.rounds, given.counts = ["small ViT"], 1, [1, 2]
     models = {"small ViT": SMALL, **MODELS}

@@ -217,12 +217,16 @@ def test_large_logits_do_not_overflow() -> None:
 @pytest.mark.parametrize("k", [1, 2, 5, 50, 100, 200])
 def test_top_equals_a_full_sort(k: int) -> None:
     rows = np.random.default_rng(k).random((3, 100), np.float32)
-    assert _top(rows, k).tolist() == [sorted(range(100), key=lambda i: -row[i])[:k] for row in rows]
+    before = rows.copy()
+    best, highest = _top(rows, k)
+    assert best.tolist() == [sorted(range(100), key=lambda i: -row[i])[:k] for row in rows]
+    np.testing.assert_array_equal(highest, np.take_along_axis(before, best, 1))
+    np.testing.assert_array_equal(rows, before)
 
 
 def test_of_equals_the_earlier_label_comes_first() -> None:
     row = np.array([[0.1, 0.3, 0.3, 0.3] + 20 * [0.0]], np.float32)
-    assert _top(row, 4).tolist() == [[1, 2, 3, 0]] and _top(row, 20).tolist()[0][:4] == [1, 2, 3, 0]
+    assert _top(row, 4)[0].tolist() == [[1, 2, 3, 0]] and _top(row, 20)[0].tolist()[0][:4] == [1, 2, 3, 0]
 
 
 def test_pictures_in_a_burst_get_the_answers_they_get_alone() -> None:

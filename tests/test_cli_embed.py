@@ -126,7 +126,7 @@ def test_no_torch_and_no_pillow(cli: Run, model: Path, embedded: Path) -> None:
     assert cli("classify", embedded, *LABELS, "-m", model).code == 3
     args = [str(arg) for arg in ("classify", embedded, *LABELS, "-m", model)]
     loaded = modules_after(f"from clipcli.cli.main import run; assert run({args!r}) == 3")
-    assert "numpy" in loaded and not {"torch", "PIL", "ftfy", "pyarrow"} & loaded
+    assert "numpy" in loaded and not {"torch", "PIL.Image", "ftfy", "pyarrow"} & loaded
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -186,7 +186,8 @@ def test_info_names_the_override(cli: Run, hub: Hub, model: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("config", [tiny.vit(), tiny.resnet()], ids=["vit", "resnet"])
 def test_verify(cli: Run, tmp_path: Path, precision: str, config: Any) -> None:
-    result = cli("models", "verify", tiny.save(tmp_path / "m", config=config), "-d", "cpu", "-p", precision, "--json")
+    options = ("-d", "cpu", "-p", precision, "--runtime", "torch", "--json")
+    result = cli("models", "verify", tiny.save(tmp_path / "m", config=config), *options)
     found = json.loads(result.out)
     assert result.code == 0 and found["passed"] and found["on"] == f"cpu, {precision}"
     assert [check["what"] for check in found["checks"]] == ["image embeddings", "text embeddings", "cosines"]

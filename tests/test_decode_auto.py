@@ -10,8 +10,9 @@ import sys
 import tarfile
 import textwrap
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -403,16 +404,10 @@ def test_exact_is_what_it_was() -> None:
 def test_the_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = f"pillow {version('pillow')}"
     assert decoder("auto", "exact") == decoder("reference", "auto") == EmbedOptions(decode="exact").decoder == plain
-    named = {"pillow": "1", "simplejpeg": "2"}
-    monkeypatch.setattr("clipcli.images.stream.version", named.__getitem__)
+    monkeypatch.setattr("PIL.__version__", "1")
+    monkeypatch.setitem(sys.modules, "simplejpeg", SimpleNamespace(__version__="2"))
     assert decoder("auto", "auto") == EmbedOptions().decoder == "pillow 1, simplejpeg 2, fast 1"
-
-    def missing(name: str) -> str:
-        if name == "simplejpeg":
-            raise PackageNotFoundError
-        return "1"
-
-    monkeypatch.setattr("clipcli.images.stream.version", missing)
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)  # not installed
     assert EmbedOptions().decoder == "pillow 1, fast 1"
 
 

@@ -198,7 +198,7 @@ def test_golden(reference: Path, name: str, file: str, activation: str | None, t
 
 @pytest.mark.parametrize(("config", "kind"), [(tiny.vit(), FastViT), (tiny.resnet(), FastResNet)], ids=["vit", "rn"])
 def test_a_model_runs_the_fast_form(tmp_path: Path, config: ClipConfig, kind: type[nn.Module]) -> None:
-    model = load_model(tiny.save(tmp_path, config=config), device="cpu")
+    model = load_model(tiny.save(tmp_path, config=config), device="cpu", runtime="torch")
     reference = Model(model.checkpoint, device="cpu", precision="fp32", store=model.store, reference=True)
     assert isinstance(model._images._towers[0].tower, kind) and isinstance(model._images._exact_tower.tower, kind)
     assert type(reference._images._towers[0].tower) is type(image_tower(config))

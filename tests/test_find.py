@@ -7,6 +7,8 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -148,14 +150,14 @@ def test_what_is_no_file_is_never_opened(here: Path) -> None:
 
 def test_a_folder_that_cannot_be_read_is_a_row(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(here, "p/a/x.png", "p/b/y.png")
-    listdir = os.listdir
+    scandir = os.scandir
 
-    def refusing(path: bytes) -> list[bytes]:  # chmod alone does not stop root
+    def refusing(path: bytes) -> AbstractContextManager[Iterator[os.DirEntry[bytes]]]:  # chmod alone does not stop root
         if path.endswith(b"/a"):
             raise PermissionError(13, "Permission denied")
-        return listdir(path)
+        return scandir(path)
 
-    monkeypatch.setattr(os, "listdir", refusing)
+    monkeypatch.setattr(os, "scandir", refusing)
     assert list(Walk(["p"])) == [Failure("p/a", FailureKind.UNREADABLE, "permission denied"), Source("p/b/y.png")]
 
 

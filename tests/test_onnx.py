@@ -24,7 +24,6 @@ from clipcli.model.config import ClipConfig, ViTConfig
 from clipcli.records import Embedded
 from clipcli.store.database import Store
 from clipcli.tasks import verify
-from clipcli.weights import model as models
 from clipcli.weights import onnx_images
 from clipcli.weights.load import Checkpoint, load_checkpoint
 from clipcli.weights.onnx_images import OnnxImages
@@ -238,13 +237,14 @@ def test_what_it_is_called(model: Path) -> None:
     assert [one.where for one in opened[1:5:3]] == ["cpu, fp32", "cpu, int8, ONNX Runtime"]
 
 
-def test_auto_is_a_constant(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "AUTO_RUNTIME", "onnx")
-    assert load_model(model, device="cpu").arithmetic == "onnx-fp32"
-    assert load_model(model, device="cpu", runtime="torch").arithmetic == "torch-fp32"
-    assert load_model(model, device="cpu", precision="bf16").arithmetic == "torch-bf16"
-    monkeypatch.setattr(onnx_images, "find_spec", lambda name: None)
+def test_auto_takes_it_for_resnets(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_model(model, device="cpu").arithmetic == "torch-fp32"
+    resnet = tiny.save(tmp_path, config=tiny.resnet())
+    assert load_model(resnet, device="cpu").arithmetic == "onnx-fp32"
+    assert load_model(resnet, device="cpu", runtime="torch").arithmetic == "torch-fp32"
+    assert load_model(resnet, device="cpu", precision="bf16").arithmetic == "torch-bf16"
+    monkeypatch.setattr(onnx_images, "find_spec", lambda name: None)
+    assert load_model(resnet, device="cpu").arithmetic == "torch-fp32"
 
 
 @pytest.mark.parametrize(

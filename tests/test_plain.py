@@ -237,7 +237,7 @@ def test_where_there_may_be_a_gpu_torch_is_asked(
 @pytest.mark.usefixtures("no_torch")
 def test_a_resnet_is_left_to_torch(tmp_path: Path, squares: NDArray[np.uint8]) -> None:
     with pytest.raises(_TorchWantedError):
-        load_model(tiny.save(tmp_path, config=tiny.resnet())).encode_image(squares[:1])
+        load_model(tiny.save(tmp_path, config=tiny.resnet()), runtime="torch").encode_image(squares[:1])
 
 
 @pytest.mark.usefixtures("no_torch")
@@ -306,7 +306,7 @@ def test_one_picture_needs_no_torch(
     monkeypatch.setattr(Model, "encode_image", recompute)
     assert cli(*command, "-c", file).out == done.out  # numpy's embedding is found under torch's key
     found, imported = fresh("all", *command, "-L", "cat", "-L", "rocket")  # the classifier in the store
-    assert found.out == done.out and imported & (HEAVY | {"PIL"}) == set()
+    assert found.out == done.out and imported & (HEAVY | {"PIL.Image"}) == set()
 
 
 def test_embed_needs_no_torch_either(cli: Run, model: Path, photos: Path, tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ def main() -> NoReturn:
     """Run the command line and leave the process with its exit code."""
     gc.disable()  # what starting up makes lives on; `Talk.listening` turns it on again for work
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read as torch is imported: no spinning beside other work
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")  # as numpy is: wait 2^20 cycles for a product, not 2^26
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the caller: its number must not become another file's
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 -- for as long as we live

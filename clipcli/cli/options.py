@@ -324,7 +324,7 @@ RuntimeOf = Annotated[
     typer.Option(
         "--runtime",
         envvar="CLIPCLI_RUNTIME",
-        help="What runs the image tower. onnx: ONNX Runtime, on a CPU; auto: torch, and ONNX Runtime for int8.",
+        help="What runs the image tower. onnx: ONNX Runtime, on a CPU. auto: torch, but onnx for int8 and ResNets.",
         rich_help_panel=SPEED,
     ),
 ]

@@ -153,52 +153,57 @@ class Walk:
         self.passed_over += 1
 
     def _folder(self, top: str) -> Iterator[Source | Failure]:
+        from clipcli.images.archives import is_archive  # which imports this file
+
         entered: set[tuple[int, int]] = set()
         archives = 0
-        waiting = [("", top)]  # (path below `top`, path), the next one last: no recursion, however deep
+        # (path below `top`, path, whether its folder calls it a file), the next one last: no recursion, however deep
+        waiting = [("", top, False)]
         while waiting:
-            below, path = waiting.pop()
+            below, path, is_file = waiting.pop()
+            found: Source | Failure | None = None
             try:
-                status = os.stat(path) if self.follow or not below else os.lstat(path)
-                if not stat.S_ISDIR(status.st_mode):
-                    archives += _is_archive(path)
-                    yield from self._file(path, below, status.st_mode)
-                    continue
-                names = sorted(os.listdir(os.fsencode(path)), reverse=True)
+                if is_file:
+                    mode = stat.S_IFREG
+                else:
+                    status = os.stat(path) if self.follow or not below else os.lstat(path)
+                    mode = status.st_mode
+                if not stat.S_ISDIR(mode):
+                    archives += is_archive(path)
+                    found = self._file(path, below, mode)
+                elif (status.st_dev, status.st_ino) not in entered:  # else by a link, perhaps from within itself
+                    with os.scandir(os.fsencode(path)) as entries:
+                        names = sorted(((entry.name, _is_file(entry)) for entry in entries), reverse=True)
+                    entered.add((status.st_dev, status.st_ino))
+                    for name, plain in ((os.fsdecode(encoded), plain) for encoded, plain in names):
+                        inner = os.path.join(below, name)
+                        if not name.startswith(".") and not _matches(inner, self.exclude):
+                            waiting.append((inner, os.path.join(path, name), plain))
             except OSError as error:
-                if below and _leads_nowhere(error):
-                    yield from self._file(path, below)
-                else:  # a folder, or perhaps one: nobody can say what pictures are lost
-                    yield no_source(path, error)
-                continue
-            if (status.st_dev, status.st_ino) in entered:  # reached by a link, perhaps from within itself
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            for name in map(os.fsdecode, names):
-                inner = os.path.join(below, name)
-                if not name.startswith(".") and not _matches(inner, self.exclude):
-                    waiting.append((inner, os.path.join(path, name)))
+                # Else it is a folder, or perhaps one: nobody can say what pictures are lost.
+                found = self._file(path, below) if below and _leads_nowhere(error) else no_source(path, error)
+            if found is not None:
+                yield found
         if archives:
             what = f"{archives:,} archive{'' if archives == 1 else 's'}"
             _log.warning("%s: %s in it passed over; to look inside, name them as INPUT", top, what)
 
-    def _file(self, path: str, below: str, known: int = stat.S_IFLNK) -> Iterator[Source | Failure]:
+    def _file(self, path: str, below: str, known: int = stat.S_IFLNK) -> Source | Failure | None:
         """What becomes of an entry that is no folder; its mode is `known` unless it is a link."""
         if self.include and not _matches(below, self.include):
-            return
+            return None
         by_name = named_like_a_picture(path)
         try:
             mode = os.stat(path).st_mode if stat.S_ISLNK(known) else known
             if stat.S_ISREG(mode) and (by_name or _holds_a_picture(path)):
-                yield Source(path)
-                return
+                return Source(path)
             failure = None if stat.S_ISDIR(mode) else not_a_file(path, mode)
         except OSError as error:
             failure = no_source(path, error)
         if by_name and failure:
-            yield failure
-        else:
-            self._pass_over()
+            return failure
+        self._pass_over()
+        return None
 
 
 def check_inputs(inputs: Iterable[str]) -> None:
@@ -235,7 +240,17 @@ def _is_archive(path: str) -> bool:
     return is_archive(path)
 
 
+def _is_file(entry: os.DirEntry[bytes]) -> bool:
+    """Whether a folder says so by itself; what it says nothing about, and links, are looked at in their turn."""
+    try:
+        return entry.is_file(follow_symlinks=False)
+    except OSError:
+        return False
+
+
 def _matches(below: str, globs: Sequence[str]) -> bool:
+    if not globs:
+        return False
     name = os.path.basename(below)
     return any(fnmatchcase(name, glob) or fnmatchcase(below, glob) for glob in globs)
 

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -99,10 +98,14 @@ def default_workers() -> int:
 
 def decoder(pixels: Pixels, decode: Decode) -> str:
     """What turns bytes into pixels here, with versions. `reference` is always exact."""
-    used = [f"pillow {version('pillow')}"]
+    import PIL  # its name and version alone: importlib.metadata takes ten times as long, and a known picture no decoder
+
+    used = [f"pillow {PIL.__version__}"]
     if decode == "auto" and pixels == "auto":
-        with suppress(PackageNotFoundError):
-            used.append(f"simplejpeg {version('simplejpeg')}")
+        with suppress(ImportError):
+            import simplejpeg
+
+            used.append(f"simplejpeg {simplejpeg.__version__}")
         used.append(f"fast {FAST}")
     return ", ".join(used)
 

@@ -111,7 +111,7 @@ def load_embeddings(path: str | Path) -> Embeddings:
             return _checked(path, made, vectors if names else vectors.reshape(0, made["dim"]), names, failures)
         words, vectors = _read_safetensors(path) if kind == "safetensors" else _read_npz(path)
         content = json.loads(words)
-        names = [name_in(name) for name in _get(content, "paths" if "paths" in content else "texts", list)]
+        names = _names(_get(content, "paths" if "paths" in content else "texts", list))
         return _checked(path, content, vectors, names, list(map(_failure, _get(content, "failures", list))))
     except (SafetensorError, zipfile.BadZipFile) as error:
         raise _broken(path, "truncated or damaged") from error
@@ -180,7 +180,7 @@ def _checked(
         raise ValueError("a name holds a NUL")
     for start in range(0, len(vectors), CHUNK):
         part = vectors[start : start + CHUNK]
-        lengths = np.sqrt(np.einsum("ij,ij->i", part, part, dtype=np.float64))
+        lengths = np.sqrt(np.einsum("ij,ij->i", part, part))
         wrong = np.flatnonzero(~(np.abs(lengths - 1) <= 1e-3))  # NaN is neither
         if len(wrong):
             raise ValueError(f"vector {start + wrong[0] + 1} has the length {lengths[wrong[0]]:g}")
@@ -198,6 +198,14 @@ def _checked(
         crop=None if of_texts else _get(made, "crop", str),
         decode=None if of_texts else _get({"decode": "exact", **made}, "decode", str),  # as it was before it said so
     )
+
+
+def _names(entries: list[Any]) -> list[str]:
+    """Names out of JSON, most of which are text and no more."""
+    if set(map(type, entries)) == {str}:
+        _text("".join(entries))
+        return entries
+    return [name_in(entry) for entry in entries]
 
 
 def name_in(entry: object) -> str:

@@ -47,7 +47,10 @@ class JsonlSink(LineSink):
         labels = [[names[one] for one in column] for column in rows.best.T.tolist()]
         top = list(zip(labels, score, cosine, strict=True))[: self.top_k]
         abstained = ["true" if one else "false" for one in rows.abstained.tolist()]
-        first = (map(_path, rows.paths), map(_label, rows.labels), score[0], cosine[0], margin[0], abstained)
+        paths = map(_path, rows.paths)
+        if _is_plain("".join(rows.paths)):
+            paths = map('"path": "%s"'.__mod__, rows.paths)
+        first = (paths, map(_label, rows.labels), score[0], cosine[0], margin[0], abstained)
         template = _ROW.replace("TOP", ", ".join([_CANDIDATE] * len(top))) + "\n"
         self.stream.write("".join(map(template.__mod__, zip(*first, *chain(*top), strict=True))).encode())
 

@@ -25,6 +25,8 @@ log = logging.getLogger("clipcli")
 
 BUSY_SECONDS = 30.0
 PAGE_BYTES = 32_768  # fifteen vectors of 512 floats a page; SQLite's default of 4,096 bytes holds one
+CACHE_KIB = 16_000  # a thousand pictures' vectors, in whatever order they are asked for
+SETTINGS = (f"page_size = {PAGE_BYTES}", "journal_mode = WAL", "synchronous = NORMAL", f"cache_size = -{CACHE_KIB}")
 
 # One tuple a schema version; released ones are never changed. `model`: the fingerprint of the tower that made
 # the value ("" for a file's digest); `used`: seconds since 1970; `size`: of the value; `shape`: b"3x512".
@@ -163,7 +165,7 @@ def _connect(name: str) -> sqlite3.Connection:
 def _prepare(connection: sqlite3.Connection, name: str) -> sqlite3.Connection:
     """Bring the schema up to date, or close the connection and raise."""
     try:
-        for setting in (f"page_size = {PAGE_BYTES}", "journal_mode = WAL", "synchronous = NORMAL"):
+        for setting in SETTINGS:
             connection.execute(f"PRAGMA {setting}")
         version = schema(connection, name)
         for number, statements in enumerate(MIGRATIONS[version:], version + 1):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,12 +120,16 @@ def make_rows(
 
 def in_order(decide: Decide, burst: Burst) -> Iterable[Row]:
     """What is decided about pictures, and the failures between them, in their places."""
+    if Failure not in set(map(type, burst)):
+        return decide(cast("Sequence[Embedded]", burst)) if burst else ()
     pictures = [item for item in burst if isinstance(item, Embedded)]
-    decided = decide(pictures) if pictures else ()
-    if len(pictures) == len(burst):
-        return decided
-    answers = iter(decided)
+    answers = iter(decide(pictures) if pictures else ())
     return (item if isinstance(item, Failure) else next(answers) for item in burst)
+
+
+def stacked(pictures: Sequence[Embedded]) -> NDArray[np.float32]:
+    """Their vectors as rows [pictures, dim]: what np.stack does, in a third of its time."""
+    return np.concatenate([picture.vector for picture in pictures]).reshape(len(pictures), -1)
 
 
 def candidates(labels: Sequence[Label], options: ClassifyOptions) -> tuple[str, ...]:
@@ -202,13 +206,12 @@ class Ranking:
 
     def decide(self, pictures: Sequence[Embedded]) -> Iterable[Prediction]:
         """The answers for some pictures: one matrix product for all of them."""
-        cosines = np.stack([picture.vector for picture in pictures]) @ self.weight.T  # [pictures, labels]
+        cosines = stacked(pictures) @ self.weight.T  # [pictures, labels]
         return self._rank([picture.path for picture in pictures], cosines)
 
     def _rank(self, paths: list[str], cosines: Floats) -> Iterable[Prediction]:
         logits, scale = (cosines, self.scale) if self.is_plain else (cosines * self.gain + self.bias, 1.0)
-        best = _top(logits, max(self.top_k, 2))  # [pictures, k]
-        highest = np.take_along_axis(logits, best, 1)
+        best, highest = _top(logits, max(self.top_k, 2))  # [pictures, k]
         seen = np.take_along_axis(cosines, best, 1)
         logits -= highest[:, :1]
         logits *= scale
@@ -249,8 +252,8 @@ class GroupRanking(Ranking):
         scores /= scores.sum(axis=1, keepdims=True)
         sums = np.add.reduceat(scores[:, self.order], self.starts, axis=1)  # [pictures, groups]
         nearest = np.maximum.reduceat(cosines[:, self.order], self.starts, axis=1)
-        best = _top(sums, max(self.top_k, 2))
-        of_best = (np.take_along_axis(values, best, 1) for values in (sums, nearest))
+        best, highest = _top(sums, max(self.top_k, 2))
+        of_best = (highest, np.take_along_axis(nearest, best, 1))
         members = np.where(self.group == best[:, :1], scores, -1).argmax(axis=1)
         for place, row in enumerate(self._predictions(paths, best, *of_best)):
             label = members[place]
@@ -266,13 +269,17 @@ def scale_of(classifier: Classifier, options: ClassifyOptions) -> float:
     return min(scale, _SHARPEST)
 
 
-def _top(values: Floats, k: int) -> NDArray[np.intp]:
-    """[n, k]: each row's indices of the `k` largest, best first; of equals the earlier one first."""
+def _top(values: Floats, k: int) -> tuple[NDArray[np.intp], Floats]:
+    """Indices [n, k] of each row's `k` largest, best first, of equals the earlier one; and those values [n, k]."""
     k = min(k, values.shape[1])
     if k > _FEW:
-        return np.argsort(-values, axis=1, kind="stable")[:, :k]
-    rows, left, best = np.arange(len(values)), values.copy(), []
+        best = np.argsort(-values, axis=1, kind="stable")[:, :k]
+        return best, np.take_along_axis(values, best, 1)
+    rows, columns, found = np.arange(len(values)), [], []
     for _ in range(k):  # a few passes are several times faster than a partition
-        best.append(left.argmax(axis=1))
-        left[rows, best[-1]] = -np.inf
-    return np.stack(best, axis=1)
+        columns.append(values.argmax(axis=1))
+        found.append(values[rows, columns[-1]])
+        values[rows, columns[-1]] = -np.inf
+    best, highest = np.stack(columns, axis=1), np.stack(found, axis=1)
+    np.put_along_axis(values, best, highest, 1)  # as they were
+    return best, highest

@@ -146,8 +146,8 @@ def _embed_sources(
 def sources(inputs: Input | Iterable[Input]) -> Iterator[Item]:
     """What the inputs mean: folders walked, everything else as it is."""
     several: Iterable[Input] = [inputs] if isinstance(inputs, str | os.PathLike | Item) else inputs
-    for named, some in groupby(several, lambda one: isinstance(one, str | os.PathLike)):
-        if named:
+    for kind, some in groupby(several, type):
+        if issubclass(kind, str | os.PathLike):
             yield from Walk(os.fspath(cast("str", one)) for one in some)  # one walk opens an archive once
         else:
             yield from cast("Iterable[Item]", some)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from clipcli.errors import LabelError, UsageError
 from clipcli.paths import prompt_dirs
 from clipcli.records import Candidate, Embedded, Label, Prediction
-from clipcli.tasks.classify import ClassifyOptions, check_words, scale_of
+from clipcli.tasks.classify import ClassifyOptions, check_words, scale_of, stacked
 from clipcli.tasks.evaluate import listed
 from clipcli.tokenizer import cut
 from clipcli.weights.model import Model
@@ -85,7 +85,7 @@ class Presence:
 
     def decide(self, pictures: Sequence[Embedded]) -> Iterator[Prediction]:
         """A row a picture: every label that holds, the best first, or abstaining the best alone."""
-        scores, cosines = self.scores(np.stack([picture.vector for picture in pictures]))
+        scores, cosines = self.scores(stacked(pictures))
         holds = scores >= self.thresholds
         if self.options.min_cosine is not None:
             holds &= cosines >= self.options.min_cosine

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcli.errors import UsageError, VocabularyError
-from clipcli.model.config import Activation, ClipConfig, ViTConfig
+from clipcli.model.config import Activation, ClipConfig, ResNetConfig, ViTConfig
 from clipcli.store.database import Store
 from clipcli.tokenizer import Tokenizer, files_of
 from clipcli.weights import catalog
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from clipcli.weights.torch_images import TorchImages
 
 log = logging.getLogger("clipcli")
-
-AUTO_RUNTIME: Runtime = "torch"  # or onnx: where nothing but a CPU is meant, in fp32, and it is installed
 
 Vectors = NDArray[np.float32]
 
@@ -127,11 +125,12 @@ class Model:
         device, precision = self._asked
         if runtime == "torch" and precision == "int8":
             raise UsageError("torch has no int8 here", hint="leave out --runtime torch, or use --precision fp32")
-        if runtime == "torch" or ("onnx" not in (runtime, AUTO_RUNTIME) and precision != "int8"):
+        is_auto = runtime == "auto" and precision != "int8"
+        if runtime == "torch" or (is_auto and not isinstance(self.config.vision, ResNetConfig)):
             return None
         from clipcli.weights import onnx_images
 
-        if runtime == "auto" and precision != "int8":
+        if is_auto:  # it runs ResNets faster than torch does, ViTs not (benchmarks/runtime.py)
             fits = precision in ("auto", "fp32") and self._is_cpu and onnx_images.is_installed()
             return "fp32" if fits else None
         return onnx_images.check(self.checkpoint, device, precision)
