@@ -63,7 +63,7 @@ def sniff(head: bytes) -> str | None:
 
 def named_like_a_picture(path: str) -> bool:
     """Whether the ending is one that pictures have."""
-    return _ENDING.search(path) is not None
+    return _ENDING.match(path, path.rfind(".")) is not None
 
 
 def no_source(path: str, error: OSError | ValueError) -> Failure:
@@ -175,10 +175,11 @@ class Walk:
                     with os.scandir(os.fsencode(path)) as entries:
                         names = sorted(((entry.name, _is_file(entry)) for entry in entries), reverse=True)
                     entered.add((status.st_dev, status.st_ino))
-                    for name, plain in ((os.fsdecode(encoded), plain) for encoded, plain in names):
-                        inner = os.path.join(below, name)
+                    over, base = os.path.join(below, ""), os.path.join(path, "")
+                    for encoded, plain in names:
+                        inner = over + (name := os.fsdecode(encoded))
                         if not name.startswith(".") and not _matches(inner, self.exclude):
-                            waiting.append((inner, os.path.join(path, name), plain))
+                            waiting.append((inner, base + name, plain))
             except OSError as error:
                 # Else it is a folder, or perhaps one: nobody can say what pictures are lost.
                 found = self._file(path, below) if below and _leads_nowhere(error) else no_source(path, error)

@@ -30,7 +30,8 @@ SIZE_LIMIT = 2 << 30  # bytes of values
 MEMORY_LIMIT = 256 << 20  # the same where they are kept in memory alone
 VALUE_LIMIT = 10**9 - 2**20  # SQLite takes no row of more than 10**9 bytes
 DAY = 86_400  # seconds: a value's time of use is renewed at most once a day, so most reads write nothing
-CHUNK = 1_000  # keys in one query
+CHUNK = 1_024  # keys in one query
+DIGESTS = ("digest", "picture")  # kinds whose values are bytes; those of all others are float32
 
 
 class Store:
@@ -77,7 +78,7 @@ class Store:
 
     def picture_digests(self, files: Sequence[bytes]) -> dict[bytes, bytes]:
         """The digests of the bytes that pictures' files had, by `file_key`, of those that are known."""
-        return {file: bytes(digest) for file, digest in self._read("picture", files).items()}
+        return self._read("picture", files)
 
     def embeddings(self, keys: Sequence[bytes]) -> dict[bytes, Array]:
         """The embeddings that are known, float32 [D], read-only, by `embedding_key`."""
@@ -105,13 +106,13 @@ class Store:
         self._write("classifier", {key: weight}, model)
 
     def _read(self, kind: str, keys: Sequence[bytes]) -> dict[bytes, Any]:
-        """The intact values under `keys`: uint8 for digests and pictures, float32 for all others."""
+        """The intact values under `keys`: bytes for digests and pictures, float32 for all others."""
 
         def work(connection: sqlite3.Connection) -> dict[bytes, Any]:
             found: dict[bytes, Any] = {}
             damaged: list[tuple[int]] = []
             stale: list[tuple[int, int]] = []
-            now = int(time.time())
+            now, is_array = int(time.time()), kind not in DIGESTS
             for start in range(0, len(keys), CHUNK):
                 part = keys[start : start + CHUNK]
                 rows = connection.execute(
@@ -120,10 +121,11 @@ class Store:
                     (now - DAY, now + DAY, kind, *part),
                 )
                 for number, key, shape, checksum, value, is_stale in rows:
-                    if not _is_intact(key, shape, checksum, value):
+                    whole = type(shape) is type(value) is bytes  # damage may change types, too
+                    if not whole or zlib.crc32(key + shape + value) != checksum:
                         damaged.append((number,))
                         continue
-                    found[key] = _array(kind, shape, value)
+                    found[key] = np.frombuffer(value, "<f4").reshape(_sizes(shape)) if is_array else value
                     if is_stale:
                         stale.append((now, number))
             if damaged or stale:
@@ -140,7 +142,7 @@ class Store:
         def row(key: bytes, array: npt.NDArray[Any], now: int) -> tuple[Any, ...]:
             shape = "x".join(map(str, array.shape)).encode()
             value = array.astype(_dtype(kind), copy=False).tobytes()
-            return kind, key, model, now, len(value), shape, _checksum(key, shape, value), value
+            return kind, key, model, now, len(value), shape, zlib.crc32(key + shape + value), value
 
         def work(connection: sqlite3.Connection) -> None:
             limit = self._size_limit if self.path else min(self._size_limit, MEMORY_LIMIT)
@@ -178,22 +180,9 @@ def _evict(connection: sqlite3.Connection, limit: int, enough: int) -> int:
 
 
 def _dtype(kind: str) -> str:
-    return "|u1" if kind in ("digest", "picture") else "<f4"
-
-
-def _array(kind: str, shape: bytes, value: bytes) -> npt.NDArray[Any]:
-    return np.frombuffer(value, _dtype(kind)).reshape(_sizes(shape))
+    return "|u1" if kind in DIGESTS else "<f4"
 
 
 @lru_cache(maxsize=16)
 def _sizes(shape: bytes) -> tuple[int, ...]:
     return tuple(map(int, shape.split(b"x")))
-
-
-def _is_intact(key: bytes, shape: object, checksum: object, value: object) -> bool:
-    """Whether a row is what was written: damage may change types, too."""
-    return isinstance(shape, bytes) and isinstance(value, bytes) and _checksum(key, shape, value) == checksum
-
-
-def _checksum(key: bytes, shape: bytes, value: bytes) -> int:
-    return zlib.crc32(value, zlib.crc32(shape, zlib.crc32(key)))

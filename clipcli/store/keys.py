@@ -86,11 +86,10 @@ def file_key(file: str | Path, part: str) -> bytes:
 
     Raises OSError when there is no such file.
     """
-    folder, name = os.path.split(file)
+    folder, sep, name = os.fspath(file).rpartition(os.sep)
     now = os.lstat(file)
     if stat.S_ISLNK(now.st_mode) or name in ("", ".."):
         now, path = os.stat(file), os.path.realpath(file)  # which raises nothing where links lead in a circle by now
     else:
-        path = f"{_real(folder if folder[:1] == os.sep else os.path.join(os.getcwd(), folder))}{os.sep}{name}"
-    identity = f"{now.st_size} {now.st_mtime_ns} {now.st_ino} "
-    return _end(_begin("file", part), identity.encode() + os.fsencode(path))
+        path = f"{_real(folder if folder[:1] == os.sep else os.path.join(os.getcwd(), folder + sep))}{os.sep}{name}"
+    return _end(_begin("file", part), os.fsencode(f"{now.st_size} {now.st_mtime_ns} {now.st_ino} {path}"))

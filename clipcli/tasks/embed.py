@@ -168,7 +168,7 @@ class _Remembered:
         if Source not in set(map(type, chunk)):  # rows of an embeddings file
             return chunk
         files = [self.file(item) if isinstance(item, Source) else None for item in chunk]
-        known = self._embeddings([file for file in files if file])
+        known = self._embeddings(list(filter(None, files)))
         return [
             Embedded(item.path, known[file][1]) if file in known else item
             for file, item in zip(files, chunk, strict=True)
