@@ -235,16 +235,29 @@ def test_prune_by_age_and_size(cli: Run, filled: Path) -> None:
 # ---- damage, and other processes
 
 
+def test_image_towers_in_int8_are_listed_and_deleted(cli: Run, tmp_path: Path) -> None:
+    folder = store_file().parent / "onnx"
+    folder.mkdir(parents=True)
+    for model in ("3f9a", "77aa"):
+        (folder / f"{model}-int8-127-1-1.31.1.npz").write_bytes(bytes(5000))
+    assert [line.split()[:5:4] for line in cli("cache", "info").lines[-2:]] == [["int8", "3f9a"], ["int8", "77aa"]]
+    assert (
+        cli("cache", "clear", "--model", "3f", "--yes").err == "clipcli: 1 file deleted, 5 kB given back to the disk\n"
+    )
+    assert cli("cache", "clear", "--kind", "prompt", "--yes").err == "clipcli: nothing to delete\n"
+    assert cli("cache", "clear", "--yes").code == 0 and list(folder.iterdir()) == []
+
+
 def test_copies_that_were_set_aside(cli: Run, filled: Path) -> None:
     copy = Path(f"{filled}.damaged-20260101T000000.000000Z")
     copy.write_bytes(b"x" * 5000)
     Path(f"{copy}-wal").write_bytes(b"x" * 1000)
     assert cli("cache", "info").lines[-1].split()[:3] == ["damaged", "-", "6"]
-    assert json.loads(cli("cache", "info", "--json").out)["damaged"][0]["size"] == 6000
+    assert json.loads(cli("cache", "info", "--json").out)["beside"][0]["size"] == 6000
     assert cli("cache", "clear", "--kind", "prompt", "--model", "77", "--yes").code == 0
     assert copy.exists()  # other things were asked for
     result = cli("cache", "clear", "--kind", "damaged", "--yes")
-    assert result.err == "clipcli: 1 damaged copy deleted, 6 kB given back to the disk\n"
+    assert result.err == "clipcli: 1 file deleted, 6 kB given back to the disk\n"
     assert files(filled) == ["store.sqlite", "store.sqlite.lock"]
     assert counts(filled) == {**{key: number for key, number in ALL.items() if key != ("prompt", OTHER)}}
 

@@ -36,6 +36,7 @@ KINDS = {
     "picture": "digests of pictures' files",
     "prompt": "prompt vectors",
     "damaged": "a damaged store that was set aside",
+    "int8": "image towers for --precision int8",
 }
 _DAYS = {"h": 1 / 24, "d": 1, "w": 7, "y": 365}
 
@@ -141,8 +142,8 @@ def _delete(chosen: Selection, yes: bool, dry_run: bool, talk: Talk) -> None:
 
     if dry_run or not yes:
         found = survey(store_file(), chosen)
-        what = f"{_what(found.entries, len(found.aside))}, {size_text(found.value_bytes)}"
-        if not (found.entries or found.aside):
+        what = f"{_what(found.entries, len(found.beside))}, {size_text(found.value_bytes)}"
+        if not (found.entries or found.beside):
             talk.notice("nothing to delete")
             return
         if dry_run:
@@ -157,8 +158,8 @@ def _delete(chosen: Selection, yes: bool, dry_run: bool, talk: Talk) -> None:
             raise typer.Exit(ExitCode.FAILED)
     with talk.listening(), talk.working("deleting"):
         removed = remove(store_file(), chosen)
-    if removed.entries or removed.copies:
-        what = _what(removed.entries, removed.copies)
+    if removed.entries or removed.files:
+        what = _what(removed.entries, removed.files)
         talk.notice(f"{what} deleted, {size_text(removed.freed)} given back to the disk")
     else:
         talk.notice("nothing to delete")
@@ -174,9 +175,9 @@ def _confirmed(question: str) -> bool:
     return answer.strip().lower() in ("y", "yes")
 
 
-def _what(entries: int, copies: int) -> str:
-    """`3 entries and 1 damaged copy`."""
-    parts = [(entries, "entry", "entries"), (copies, "damaged copy", "damaged copies")]
+def _what(entries: int, files: int) -> str:
+    """`3 entries and 1 file`."""
+    parts = [(entries, "entry", "entries"), (files, "file", "files")]
     named = [f"{number:,} {one if number == 1 else many}" for number, one, many in parts if number]
     return " and ".join(named) or "nothing"
 
@@ -188,7 +189,7 @@ def _table(found: Survey) -> list[str]:
     rows = [
         [group.kind, f"{group.entries:,}", size_text(group.size), group.model[:8] or "-", _day(group.newest)]
         for group in found.groups
-    ] + [["damaged", "-", size_text(copy.size), "-", _day(copy.used)] for copy in found.aside]
+    ] + [[other.kind, "-", size_text(other.size), other.model[:8] or "-", _day(other.used)] for other in found.beside]
     for row in rows:
         row.append(KINDS.get(row[0], ""))
     head = ["kind", "entries", "values", "model", "last used", ""]
@@ -211,8 +212,15 @@ def _plain(found: Survey) -> dict[str, object]:
             }
             for group in found.groups
         ],
-        "damaged": [
-            {"path": str(copy.files[0]), "size": copy.size, "time": _moment(copy.used)} for copy in found.aside
+        "beside": [
+            {
+                "kind": other.kind,
+                "model": other.model or None,
+                "path": str(other.files[0]),
+                "size": other.size,
+                "last_used": _moment(other.used),
+            }
+            for other in found.beside
         ],
     }
 

@@ -166,8 +166,8 @@ def _caches(findings: list[Finding]) -> dict[str, dict[str, Any]]:
     try:
         found = survey(file)
         store |= {"size": found.size, "entries": found.entries}
-        if found.aside:
-            what = f"{counted(len(found.aside), 'damaged store')} set aside: see clipcli cache info"
+        if damaged := [other for other in found.beside if other.kind == "damaged"]:
+            what = f"{counted(len(damaged), 'damaged store')} set aside: see clipcli cache info"
             findings.append(Finding("note", what))
     except ClipcliError as error:
         findings.append(_problem(error))

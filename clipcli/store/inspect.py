@@ -20,6 +20,7 @@ from clipcli.store.connection import DAMAGED, OLDEST, Database, schema, transact
 log = logging.getLogger("clipcli")
 
 DAMAGED_KIND = "damaged"  # copies of a store that were set aside, in place of a kind of entry
+INT8_KIND = "int8"  # image towers for ONNX Runtime, which `weights.onnx_images` keeps beside the store
 COMPANIONS = ("-wal", "-shm")  # files that SQLite keeps beside its own while it is open
 
 
@@ -36,9 +37,11 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Aside:
-    """A damaged copy that was set aside: its files, the first of which names it."""
+class Beside:
+    """What lies beside the store: its files, the first of which names it."""
 
+    kind: str
+    model: str  # fingerprint of the tower; "": of none
     files: tuple[Path, ...]
     size: int
     used: float
@@ -67,10 +70,10 @@ class Selection:
             tests = [("0", [])]
         return " AND ".join(test for test, _ in tests), [value for _, values in tests for value in values]
 
-    def covers(self, copy: Aside) -> bool:
-        """Whether a damaged copy is to be deleted, too."""
-        whole = self.kind in (None, DAMAGED_KIND) and self.model is None and self.keep is None
-        return whole and (self.before is None or copy.used < self.before)
+    def covers(self, other: Beside) -> bool:
+        """Whether what lies beside the store is to be deleted, too."""
+        meant = self.kind in (None, other.kind) and other.model.startswith(self.model or "") and self.keep is None
+        return meant and (self.before is None or other.used < self.before)
 
 
 EVERYTHING = Selection()
@@ -83,7 +86,7 @@ class Survey:
     path: Path
     size: int
     groups: tuple[Group, ...]
-    aside: tuple[Aside, ...]
+    beside: tuple[Beside, ...]
 
     @property
     def entries(self) -> int:
@@ -92,16 +95,16 @@ class Survey:
 
     @property
     def value_bytes(self) -> int:
-        """Bytes of values and of damaged copies."""
-        return sum(group.size for group in self.groups) + sum(copy.size for copy in self.aside)
+        """Bytes of values and of what lies beside the store."""
+        return sum(group.size for group in self.groups) + sum(other.size for other in self.beside)
 
 
 @dataclass(frozen=True)
 class Removed:
-    """What was deleted: entries and damaged copies; and how many bytes the disk got back."""
+    """What was deleted: entries, and what lay beside the store; and how many bytes the disk got back."""
 
     entries: int
-    copies: int
+    files: int
     freed: int
 
 
@@ -118,8 +121,8 @@ def survey(path: Path, selection: Selection = EVERYTHING) -> Survey:
                     values,
                 )
                 groups = [Group(_text(kind), _text(model), n, int(size), *used) for kind, model, n, size, *used in rows]
-    copies = tuple(copy for copy in _aside(path) if selection.covers(copy))
-    return Survey(path, _bytes(_files(path)), tuple(groups), copies)
+    beside = tuple(other for other in _beside(path) if selection.covers(other))
+    return Survey(path, _bytes(_files(path)), tuple(groups), beside)
 
 
 def remove(path: Path, selection: Selection) -> Removed:
@@ -132,10 +135,10 @@ def remove(path: Path, selection: Selection) -> Removed:
                 raise StoreError(f"{path}: can't be written", hint="check the permissions of its folder")
             if entries:
                 database.run(_shrink)
-    copies = [copy for copy in _aside(path) if selection.covers(copy)]
-    for file in (file for copy in copies for file in copy.files):
+    beside = [other for other in _beside(path) if selection.covers(other)]
+    for file in (file for other in beside for file in other.files):
         file.unlink(missing_ok=True)
-    return Removed(entries, len(copies), max(0, before - _on_disk(path)))
+    return Removed(entries, len(beside), max(0, before - _on_disk(path)))
 
 
 def _complete(connection: sqlite3.Connection, selection: Selection) -> tuple[str, list[object]]:
@@ -187,16 +190,19 @@ def _time(function: str) -> str:
     return f"min(max(CAST({function}(used) AS INTEGER), 0), 4102444800)"
 
 
-def _aside(path: Path) -> Iterator[Aside]:
-    """The damaged copies beside the store, the oldest first."""
+def _beside(path: Path) -> Iterator[Beside]:
+    """Damaged copies of the store, the oldest first, and image towers in int8."""
     for file in sorted(path.parent.glob(f"{path.name}.damaged-*Z")):
         with suppress(FileNotFoundError):
             files = (file, *(Path(f"{file}{ending}") for ending in (*COMPANIONS, "-journal")))
-            yield Aside(files, _bytes(files), file.stat().st_mtime)
+            yield Beside(DAMAGED_KIND, "", files, _bytes(files), file.stat().st_mtime)
+    for file in sorted((path.parent / "onnx").glob("*-int8-*.npz")):
+        with suppress(FileNotFoundError):
+            yield Beside(INT8_KIND, file.name.partition("-")[0], (file,), _bytes((file,)), file.stat().st_mtime)
 
 
 def _on_disk(path: Path) -> int:
-    return _bytes(_files(path)) + sum(copy.size for copy in _aside(path))
+    return _bytes(_files(path)) + sum(other.size for other in _beside(path))
 
 
 def _files(path: Path) -> list[Path]:
