@@ -169,8 +169,8 @@ class Walk:
                     status = os.stat(path) if self.follow or not below else os.lstat(path)
                     mode = status.st_mode
                 if not stat.S_ISDIR(mode):
-                    archives += is_archive(path)
                     found = self._file(path, below, mode)
+                    archives += found is None and is_archive(path)
                 elif (status.st_dev, status.st_ino) not in entered:  # else by a link, perhaps from within itself
                     with os.scandir(os.fsencode(path)) as entries:
                         names = sorted(((entry.name, _is_file(entry)) for entry in entries), reverse=True)
