@@ -9,7 +9,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 
 from clipcli.tasks import linear
-from clipcli.tasks.linear import Examples, Linear, blend, gaussian, leave_one_out, logistic, sweep, unit
+from clipcli.tasks.linear import ROUGH, Examples, Linear, blend, gaussian, leave_one_out, logistic, sweep, unit
 
 
 def examples(n: int, dim: int = 8, classes: int = 3, seed: int = 0, spread: float = 0.5) -> Examples:
@@ -40,7 +40,7 @@ def test_the_sweep_is_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven values two decades apart, then two about the best at each of 1, 1/2, 1/4 and 1/8 decade."""
     tried: list[float] = []
 
-    def fit(examples: Examples, c: float, tolerance: float) -> Linear:
+    def fit(examples: Examples, c: float, *_: object) -> Linear:
         """Best at C = 10 ** 0.6, the worse the farther from it."""
         tried.append(float(np.log10(c)))
         off = abs(tried[-1] - 0.6)
@@ -56,7 +56,7 @@ def test_the_sweep_is_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_sweep_stays_between_its_ends_and_prefers_the_weakest(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[float] = []
 
-    def fit(examples: Examples, c: float, tolerance: float) -> Linear:
+    def fit(examples: Examples, c: float, *_: object) -> Linear:
         tried.append(c)
         return Linear(np.zeros((2, 1)))
 
@@ -64,6 +64,16 @@ def test_the_sweep_stays_between_its_ends_and_prefers_the_weakest(monkeypatch: p
     one = Examples(np.ones((1, 1)), np.array([0]))
     assert sweep(one, one)[0] == pytest.approx(1e-6)
     assert min(tried) == pytest.approx(1e-6)
+
+
+def test_where_it_begins_changes_nothing() -> None:
+    train = examples(24, dim=30, spread=1.5)
+    start = logistic(train, 0.01)
+    again = logistic(train, 3.0, start=start)
+    plain, rough = logistic(train, 3.0), logistic(train, 3.0, ROUGH, start)
+    assert not np.allclose(start.weight, plain.weight, atol=1e-2)
+    np.testing.assert_allclose(again.weight, plain.weight, atol=1e-6)
+    np.testing.assert_allclose(rough.weight, plain.weight, atol=2e-2)
 
 
 def test_the_sweep_finds_a_better_c_than_its_ends() -> None:

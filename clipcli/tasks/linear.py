@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 ITERATIONS = 1000  # of L-BFGS at most (paper, section A.3)
-EXACT, ROUGH = 1e-9, 1e-5  # gradients at which it stops: for numbers that are kept, and to rank values of C
+EXACT, ROUGH = 1e-9, 1e-4  # gradients at which it stops: for numbers that are kept, and to rank values of C
 SMALL = 1 << 22  # multiplications of a product that threads would only slow down
 LEAST, MOST, FINEST = -6, 6, 1 / 8  # decades of C, and the sweep's last step
 
@@ -85,20 +85,22 @@ def _threads(work: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def logistic(examples: Examples, c: float, tolerance: float = EXACT) -> Linear:
+def logistic(examples: Examples, c: float, tolerance: float = EXACT, start: Linear | None = None) -> Linear:
     """Multinomial logistic regression by L-BFGS (paper, section A.3): minimises c · Σ loss + ½ ‖weight‖².
 
     That is scikit-learn's objective, for two classes too, where it has a single row of weights: two opposite ones of
-    half its size weigh half as much.
+    half its size weigh half as much. In float64, or in float32 where the `tolerance` is one that this can tell.
+    `start`: where to begin, in place of zeros.
     """
     import torch
 
     vectors, truth = examples
     middle = vectors.mean(axis=0)  # the bias takes it up; what all pictures have in common slows L-BFGS down
-    x, y = torch.from_numpy(vectors - middle), torch.from_numpy(truth)
-    classes = int(truth.max()) + 1
-    weight = torch.zeros(classes, x.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+    classes, dtype = int(truth.max()) + 1, torch.float32 if tolerance >= ROUGH else torch.float64
+    first = start or Linear(np.zeros((classes, len(middle))), np.zeros(classes))
+    x, y = torch.from_numpy(vectors - middle).to(dtype), torch.from_numpy(truth)
+    weight = torch.from_numpy(first.weight).to(dtype, copy=True).requires_grad_()
+    bias = torch.from_numpy(first.bias + first.weight @ middle).to(dtype, copy=True).requires_grad_()
     decay = (2 if classes == 2 else 1) / (2 * c * len(y))
     optimizer = torch.optim.LBFGS(
         [weight, bias],
@@ -117,20 +119,23 @@ def logistic(examples: Examples, c: float, tolerance: float = EXACT) -> Linear:
 
     with _threads(x.numel() * classes):
         optimizer.step(loss)  # type: ignore[no-untyped-call]
-    found = weight.detach().numpy()
-    return Linear(found, bias.detach().numpy() - found @ middle)
+    found = weight.detach().double().numpy()
+    return Linear(found, bias.detach().double().numpy() - found @ middle)
 
 
 def sweep(examples: Examples, held: Examples) -> tuple[float, Linear]:
     """Logistic regression with the C that does best on examples held out, and that C.
 
     The paper's search (section A.3): every other decade from 1e-6 to 1e6, then about the best at half the distance,
-    down to 8 steps a decade. Of equals the weakest wins.
+    down to 8 steps a decade. Of equals the weakest wins. Each begins where the next weaker one ended: from zeros, the
+    weights of a large C, which no choice falls on, would take nearly all of the time.
     """
     tried: dict[float, Linear] = {}
     step, wanted = 2.0, [float(exponent) for exponent in range(LEAST, MOST + 1, 2)]
     while True:
-        tried |= {one: logistic(examples, 10**one, ROUGH) for one in wanted if one not in tried}
+        for one in filter(lambda one: one not in tried, wanted):
+            weaker = tried.get(max((other for other in tried if other < one), default=one))
+            tried[one] = logistic(examples, 10**one, ROUGH, weaker)
         peak, found = best(sorted(tried.items(), key=lambda pair: pair[0]), held)
         step /= 2
         if step < FINEST:

@@ -24,7 +24,20 @@ from clipcli.output.text import counted
 from clipcli.records import Label
 from clipcli.tasks.evaluate import listed
 from clipcli.tasks.labelled import LabelledSet
-from clipcli.tasks.linear import Examples, Indices, Linear, best, blend, gaussian, leave_one_out, logistic, sweep, unit
+from clipcli.tasks.linear import (
+    EXACT,
+    ROUGH,
+    Examples,
+    Indices,
+    Linear,
+    best,
+    blend,
+    gaussian,
+    leave_one_out,
+    logistic,
+    sweep,
+    unit,
+)
 from clipcli.weights.load import MOST_SCALE
 from clipcli.weights.model import Model, Vectors
 from clipcli.weights.pooled import is_pooled
@@ -155,7 +168,7 @@ def probe(
     if method not in chosen:
         raise UsageError(f"{method} takes two pictures a class that differ", hint="give more, or another --method")
     how = _how(method, strengths) | {"pictures": len(data.truth), "accuracy": statistics.fmean(tally[method, None])}
-    linear = _tuned(data, data, words, strengths)[method][1]
+    linear = _tuned(data, data, words, strengths, EXACT)[method][1]
     order = ("zero-shot", *get_args(Method))
     cells = (Cell(*key, tuple(tally[key])) for key in sorted(tally, key=lambda key: order.index(key[0])))
     return Probed(
@@ -244,7 +257,11 @@ def _only(examples: Examples, rows: Indices) -> Examples:
 
 
 def _tuned(
-    examples: Examples, held: Examples, words: Linear | None, fixed: Mapping[Method, float] | None = None
+    examples: Examples,
+    held: Examples,
+    words: Linear | None,
+    fixed: Mapping[Method, float] | None = None,
+    tolerance: float = ROUGH,
 ) -> Tuned:
     """Every method that can be, at the strength that is best on `held`, or at the `fixed` one."""
 
@@ -254,7 +271,7 @@ def _tuned(
     if fixed is None:
         c, regression = sweep(examples, held)
     else:
-        c, regression = fixed["logistic"], logistic(examples, fixed["logistic"])
+        c, regression = fixed["logistic"], logistic(examples, fixed["logistic"], tolerance)
     found: Tuned = {"logistic": (c, regression)}
     discriminants = gaussian(examples)
     if discriminants is not None and grid("gda"):
