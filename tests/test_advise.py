@@ -391,7 +391,7 @@ def test_include(cli: Run, model: Path, data: Path) -> None:
     [
         (["data", "-L", "red"], 2, 'one label alone ("red")'),
         (["data", "-l", "labels.txt", "-t", "simple"], 2, 'one template alone ("a photo of a <>.")'),
-        (["data"], 2, "no labels"),
+        (["data", "--unlabelled"], 2, "no labels"),
         (["data", "-L", "red", "-L", "green"], 2, "data: classes that are no labels: blue"),
         (["data", "-L", "cat", "-L", "dog", "--ignore-missing"], 2, "data: classes that are no labels: blue, green"),
         (["data", "-L", "red", "-L", "cat", "--ignore-missing"], 2, 'all pictures are of one label: "red"'),

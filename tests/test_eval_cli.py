@@ -194,7 +194,7 @@ def test_calibrate_and_use_it(cli: Run, model: Path, tmp_path: Path) -> None:
     [
         (("data", "-L", "green", "-L", "pink"), "data: classes that are no labels: blue, red; labels without pictures"),
         (("data", "-L", "green"), 'one label alone ("green")'),
-        (("data",), "no labels"),
+        (("data", "--multi-label"), "no labels"),
         (("data", "data", "-l", "labels.txt"), 'two sets are named "data"'),
         (("nothing", "-l", "labels.txt"), "nothing: no such file or folder"),
         (("data", "-l", "labels.txt", "--include", "*.gif"), "no picture in data can be used"),
@@ -295,3 +295,25 @@ def test_help_imports_nothing_heavy(cli: Run, command: str) -> None:
     assert page.partition("Examples")[2].count("clipcli ") >= 3
     code = f"sys.stderr = open({os.devnull!r}, 'w'); from clipcli.cli.main import run; run([{command!r}, '--help'])"
     assert not modules_after(code + "; sys.stderr = sys.__stderr__") & {*HEAVY, "sklearn"}
+
+
+def test_without_labels_the_classes_are_the_labels(cli: Run, model: Path) -> None:
+    (Path("classes.txt")).write_text("".join(f"{name}\n" for name in sorted(os.listdir("data"))))
+    given = cli("eval", "data", "-l", "classes.txt", "-m", model, "--json")
+    for data in ("data", "tars/0.tar"):
+        found = cli("eval", data, "-m", model, "--json")
+        assert found.code == 0 and f"labels: the 3 classes of {data}; -l gives others" in found.err
+        own, named = (json.loads(one.out)["results"][0]["classes"] for one in (found, given))
+        assert own == named
+    advised = cli("advise", "data", "-m", model, "--json")
+    assert advised.code == 0 and "labels: the 3 classes of data" in advised.err
+    assert cli("eval", "data", "-m", model, "--multi-label").code == 2  # which labels there are, isn't clear then
+
+
+def test_an_alias_of_two_labels_is_no_truth(cli: Run, model: Path) -> None:
+    wrong = cli("eval", "data", "-m", model, "-L", "scarlet|green", "-L", "lime|green", "-L", "blue", "-L", "red")
+    assert wrong.code == 2 and 'class "green" is an alias of two labels, "scarlet" and "lime"' in wrong.err
+    by_name = cli("eval", "data", "-m", model, "-L", "scarlet|green|red", "-L", "green", "-L", "blue", "--json")
+    assert (
+        by_name.code == 0 and [one["pictures"] for one in json.loads(by_name.out)["results"][0]["classes"]] == [4] * 3
+    )

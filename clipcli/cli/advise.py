@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,14 +19,13 @@ from clipcli.cli.signals import orderly_stop
 from clipcli.cli.streams import Pictures, check_whole_file
 from clipcli.errors import ExitCode, UsageError
 from clipcli.images.find import check_inputs
-from clipcli.records import Failure, Label
 from clipcli.zeroshot.templates import write
 
 if TYPE_CHECKING:
     from clipcli.tasks.bank import Array
-    from clipcli.tasks.embed import EmbedOptions
     from clipcli.tasks.metrics import Indices
-    from clipcli.weights.model import Model
+
+    pass
 
 EXAMPLES = opt.epilog(
     "clipcli advise by-class/ -l labels.txt  # a folder for each class",
@@ -133,7 +131,8 @@ def advise(
     choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size)
     choice.check()
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk, orderly_stop():
-        known, candidates = words.labels(), words.read_templates()
+        known = words.labels() if unlabelled else shared.wanted_labels(words, data, talk)
+        candidates = words.read_templates()
         with talk.working("loading the model"):
             from clipcli.cli import advice as show
             from clipcli.tasks import advise as task
@@ -143,14 +142,16 @@ def advise(
             opened = choice.open(talk)
         _check_written(write_templates, force, opened.files)
         options = EmbedOptions(pixels=pixels, crop=crop, decode=decode, batch_size=batch_size, workers=workers)
-        reader = _Reader(opened, options, talk)
+        reader = shared.Reader(opened, known, options, include or [], exclude or [], talk)
         with talk.working("encoding prompts") as tick:
             bank = encode_bank(opened, known, candidates, truncate=truncate, progress=tick)
         found: task.Advice | task.Weighing
         if unlabelled:
-            found = task.weigh(bank, *map(reader.vectors, sets))
+            for file in (file for pictures in sets for file in pictures.embeddings.values()):
+                file.check_model(opened)
+            found = task.weigh(bank, *(reader.unlabelled(each.walk(), each.inputs)[1] for each in sets))
         else:
-            vectors, truth = reader.labelled(sets[0], known, ignore_missing)
+            vectors, truth = _labelled(reader, data, ignore_missing)
             with talk.working("trying templates") as tick:
                 found = task.advise(bank, vectors, truth, most=most, seed=seed, progress=tick)
         put([show.as_json(found)] if as_json else show.report(found, top, wants_color(sys.stdout, color)))
@@ -162,59 +163,20 @@ def advise(
     raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if reader.failed else ExitCode.OK)
 
 
+def _labelled(reader: shared.Reader, data: Sequence[str], ignore_missing: bool) -> tuple[Array, Indices]:
+    """Unit embeddings [n, dim] and their labels' indices [n]. Raises UsageError where classes are no labels."""
+    from clipcli.tasks.evaluate import listed, matched
+
+    names = tuple(label.name for label in reader.labels)
+    vectors, truth, _ = matched(reader.whole(data, reader.include), names, ", ".join(data), ignore_missing)
+    if idle := [name for index, name in enumerate(names) if index not in set(truth.tolist())]:
+        reader.talk.notice(f"labels without pictures: {listed(idle)}")
+    return vectors, truth
+
+
 def _check_written(file: Path | None, force: bool, read: Sequence[object]) -> None:
     """Raise UsageError or OutputError for a template file that can't be written, or wouldn't be read again."""
     if file is not None and file.suffix.lower() == ".json":
         raise UsageError(f"{file}: -t would not read it as text", hint="name a .txt file")
     if file is not None:
         check_whole_file(file, force=force, read=read)
-
-
-@dataclass
-class _Reader:
-    """Embeds pictures. Those that fail are told, and counted."""
-
-    model: Model
-    options: EmbedOptions
-    talk: Talk
-    failed: int = field(default=0, init=False)
-
-    def vectors(self, pictures: Pictures) -> Array:
-        """Unit embeddings [n, dim] of pictures of any kind. Raises UsageError where there are none."""
-        import numpy as np
-
-        from clipcli.tasks.embed import embed
-
-        for file in pictures.embeddings.values():
-            file.check_model(self.model)
-        with self.talk.working("looking at pictures") as tick:
-            found = []
-            for row in embed(pictures.walk(), self.model, self.options):
-                if isinstance(row, Failure):
-                    self._tell([row])
-                else:
-                    found.append(row.vector)
-                    tick(len(found))
-        if not found:
-            raise UsageError(f"no picture in {', '.join(pictures.inputs)} can be used")
-        return np.stack(found)
-
-    def labelled(self, pictures: Pictures, labels: Sequence[Label], ignore_missing: bool) -> tuple[Array, Indices]:
-        """Unit embeddings [n, dim] and their labels' indices [n]. Raises UsageError where classes are no labels."""
-        from clipcli.tasks.evaluate import listed, matched
-        from clipcli.tasks.labelled import embed_set, matching
-
-        words = {label.name: label for label in labels}
-        with self.talk.working("looking at pictures") as tick:
-            wanted = matching(pictures.inputs, pictures.include, pictures.exclude)
-            found = embed_set(pictures.inputs, self.model, self.options, words, wanted, tick)
-        self._tell(found.failures)
-        vectors, truth, _ = matched(found, tuple(words), ", ".join(pictures.inputs), ignore_missing)
-        if idle := [name for index, name in enumerate(words) if index not in set(truth.tolist())]:
-            self.talk.notice(f"labels without pictures: {listed(idle)}")
-        return vectors, truth
-
-    def _tell(self, failures: Sequence[Failure]) -> None:
-        self.failed += len(failures)
-        for failure in failures:
-            self.talk.failed(failure)

@@ -89,10 +89,10 @@ def calibrate(
         options = EmbedOptions(pixels=pixels, crop=crop, decode=decode, batch_size=batch_size, workers=workers)
         ((opened, loaded),) = labelled.prepared([choice], words, talk)
         check_whole_file(output, force=force, read=opened.files)
-        reader = labelled.Reader(opened, loaded, options, [], exclude or [], talk)
+        reader = labelled.Reader(opened, loaded.labels, options, [], exclude or [], talk)
         others = reader.unknown(unknown)
         found = task.calibrate(
-            reader.whole(pictures, include or []),
+            reader.whole([pictures], include or []),
             loaded,
             unknown=others,
             ignore_missing=ignore_missing,

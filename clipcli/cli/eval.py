@@ -28,6 +28,7 @@ from clipcli.output.text import counted, printable
 
 if TYPE_CHECKING:
     from clipcli.tasks.evaluate import Evaluation, Paired
+    from clipcli.zeroshot.classifier import Classifier
 
 EXAMPLES = opt.epilog(
     "clipcli eval by-class/ -l labels.txt  # a folder for each class",
@@ -145,7 +146,8 @@ def eval(
 ) -> None:
     """Measure a classifier on pictures whose label is known.
 
-    Classes are matched with labels by name or alias. Tables go to stdout: of
+    Classes are matched with labels by name or alias; without labels, the
+    classes are the labels. Tables go to stdout: of
     one set and model all that is known, of several a row each. Exit code 3:
     some pictures could not be read, and don't count.
     """
@@ -170,13 +172,16 @@ def eval(
         options = EmbedOptions(pixels=pixels, crop=crop, decode=decode, batch_size=batch_size, workers=workers)
         if multi_label:
             models = prepared(choices, words, talk, alone=True)
-            readers = (Reader(*one, options, include or [], exclude or [], talk) for one in models)
+            readers = (
+                (Reader(opened, classified.labels, options, include or [], exclude or [], talk), classified)
+                for opened, classified in models
+            )
             raise typer.Exit(_measure_tags(readers, data, ignore_missing, top, as_json, write_labels))
         found: list[Evaluation] = []
         failed = 0
-        for opened, classified in prepared(choices, words, talk):
+        for opened, classified in prepared(choices, words, talk, list(data.values())):
             _check_written([csv_file, html_file], force, opened.files)
-            reader = Reader(opened, classified, options, include or [], exclude or [], talk)
+            reader = Reader(opened, classified.labels, options, include or [], exclude or [], talk)
             others = reader.unknown(unknown)
             for name, pictures in reader.sets(data):
                 found.append(
@@ -238,7 +243,7 @@ def _check_multi_label(multi_label: bool, written: Path | None, others: Mapping[
 
 
 def _measure_tags(
-    readers: Iterator[Reader],
+    readers: Iterator[tuple[Reader, Classifier]],
     data: dict[str, str],
     ignore_missing: bool,
     top: int,

@@ -5,7 +5,7 @@ In: paths, labels and models as typed. Out: models with their classifiers, embed
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,10 +16,10 @@ from clipcli.cli.console import Talk
 from clipcli.cli.request import ModelChoice, Words, describe
 from clipcli.errors import UsageError
 from clipcli.output.text import printable
-from clipcli.records import Failure
+from clipcli.records import Failure, Label
 
 if TYPE_CHECKING:
-    from clipcli.tasks.embed import EmbedOptions
+    from clipcli.tasks.embed import EmbedOptions, Input
     from clipcli.tasks.evaluate import Vectors
     from clipcli.tasks.labelled import LabelledSet
     from clipcli.weights.model import Model
@@ -61,17 +61,29 @@ Json = Annotated[
 Top = Annotated[int, typer.Option("--top", metavar="N", min=1, help="Lines of each table.", rich_help_panel=opt.OUTPUT)]
 
 
-def prepared(
-    choices: Sequence[ModelChoice], words: Words, talk: Talk, *, alone: bool = False
-) -> Iterator[tuple[Model, Classifier]]:
-    """Each model with the classifier; what can be wrong with words is told before weights are read.
+def wanted_labels(words: Words, data: Sequence[str], talk: Talk) -> list[Label]:
+    """The labels as typed, else the classes of `data`. Raises LabelError, UsageError."""
+    if words.are_given:
+        return words.labels()
+    from clipcli.tasks.labelled import classes_of
 
-    One label `alone` is an error otherwise.
+    with talk.working("looking for classes"):
+        found = classes_of(data)
+    talk.notice(f"labels: the {len(found):,} classes of {', '.join(map(printable, data))}; -l gives others")
+    return found
+
+
+def prepared(
+    choices: Sequence[ModelChoice], words: Words, talk: Talk, data: Sequence[str] = (), *, alone: bool = False
+) -> Iterator[tuple[Model, Classifier]]:
+    """Each model with the classifier, of the classes of `data` where no labels are given.
+
+    What can be wrong with words is told before weights are read. One label `alone` is an error otherwise.
     """
     from clipcli.tasks.evaluate import check_labels
     from clipcli.zeroshot.classifier_file import load_classifier
 
-    labels = words.labels()
+    labels = wanted_labels(words, data, talk) if data else words.labels()
     loaded = load_classifier(words.classifier) if words.classifier else None
     if not alone:
         check_labels(loaded.labels if loaded else labels)
@@ -89,10 +101,10 @@ def prepared(
 
 @dataclass
 class Reader:
-    """Embeds sets for one classifier. Pictures that fail are told, and counted."""
+    """Embeds sets for one model. Pictures that fail are told, and counted."""
 
     model: Model
-    classifier: Classifier
+    labels: Sequence[Label]
     options: EmbedOptions
     include: Sequence[str]
     exclude: Sequence[str]
@@ -110,38 +122,43 @@ class Reader:
         if len(parts) > 1 and "" in parts:
             raise UsageError("--include with a name and without one", hint="give each GLOB a name, or none")
         for name, path in data.items():
-            whole = self.whole(path, [glob for own in parts.values() for glob in own])
+            whole = self.whole([path], [glob for own in parts.values() for glob in own])
             if not any(parts):
                 yield name, whole
                 continue
             for part, own in parts.items():
                 yield part if len(data) == 1 else f"{name} {part}", whole.only(matching([path], own))
 
-    def whole(self, path: str, include: Sequence[str] = ()) -> LabelledSet:
+    def whole(self, paths: Sequence[str], include: Sequence[str] = ()) -> LabelledSet:
         """One set. Raises UsageError."""
         from clipcli.tasks.labelled import embed_set, matching
 
-        words = {label.name: label for label in self.classifier.labels}
-        wanted = matching([path], include, self.exclude)
-        with self.talk.working(f"looking at {printable(path)}") as tick:
-            found = embed_set([path], self.model, self.options, words, wanted, tick)
+        words = {label.name: label for label in self.labels}
+        wanted = matching(paths, include, self.exclude)
+        with self.talk.working(f"looking at {', '.join(map(printable, paths))}") as tick:
+            found = embed_set(paths, self.model, self.options, words, wanted, tick)
         self._tell(found.failures)
         return found
 
     def unknown(self, inputs: Sequence[str] | None) -> tuple[Sequence[str], Vectors] | None:
-        """Paths and embeddings of pictures that belong to no label. Raises UsageError where there are none."""
-        if not inputs:
-            return None
+        """Paths and embeddings of pictures that belong to no label, if there are any. Raises UsageError."""
+        return self.unlabelled(inputs, inputs) if inputs else None
+
+    def unlabelled(self, pictures: Iterable[Input], names: Sequence[str]) -> tuple[Sequence[str], Vectors]:
+        """Paths [n] and unit embeddings [n, dim] of pictures of any kind. Raises UsageError where there are none."""
         import numpy as np
 
         from clipcli.tasks.embed import embed
 
-        with self.talk.working("looking at pictures of no label"):
-            rows = list(embed(list(inputs), self.model, self.options))
+        rows = []
+        with self.talk.working(f"looking at {', '.join(map(printable, names))}") as tick:
+            for row in embed(pictures, self.model, self.options):
+                rows.append(row)
+                tick(len(rows))
         found = [row for row in rows if not isinstance(row, Failure)]
         self._tell([row for row in rows if isinstance(row, Failure)])
         if not found:
-            raise UsageError(f"no picture in {', '.join(inputs)} can be used")
+            raise UsageError(f"no picture in {', '.join(names)} can be used")
         return [row.path for row in found], np.stack([row.vector for row in found])
 
     def _tell(self, failures: Sequence[Failure]) -> None:

@@ -93,14 +93,22 @@ class Words:
     truncate: bool
     classifier: Path | None = None
 
+    @property
+    def _given(self) -> tuple[object, ...]:
+        return self.files or self.inline, self.prompts, self.classifier
+
+    @property
+    def are_given(self) -> bool:
+        """Whether there is anything to classify by."""
+        return any(self._given)
+
     def labels(self) -> list[Label]:
         """All labels, from file and command line. Raises LabelError, UsageError (none, or two kinds at once)."""
         from clipcli.zeroshot import labels
 
-        given = [self.files or self.inline, self.prompts, self.classifier]
-        if not any(given):
+        if not self.are_given:
             raise UsageError("no labels", hint="give --labels FILE, or --label NAME for each")
-        if sum(map(bool, given)) > 1:
+        if sum(map(bool, self._given)) > 1:
             raise UsageError("labels, prompts and a classifier file exclude each other", hint="give one of the three")
         if self.prompts:
             return labels.read_descriptions(str(self.prompts))

@@ -24,12 +24,13 @@ from clipcli.weights.folder import whole_file
 if TYPE_CHECKING:
     from clipcli.cli.labelled import Reader
     from clipcli.tasks.multilabel import MultiLabelEvaluation
+    from clipcli.zeroshot.classifier import Classifier
 
 _HEADER = ("label", "pictures", "AP", "F1", "fitted F1", "threshold")
 
 
 def measure(
-    readers: Iterable[Reader],
+    readers: Iterable[tuple[Reader, Classifier]],
     data: dict[str, str],
     ignore_missing: bool,
     top: int,
@@ -42,9 +43,9 @@ def measure(
 
     found: list[tuple[str, str, MultiLabelEvaluation]] = []
     failed = 0
-    for reader in readers:
-        labels = reader.classifier.labels
-        presence = Presence(reader.classifier, reader.model, ClassifyOptions(multi_label=True))
+    for reader, classifier in readers:
+        labels = classifier.labels
+        presence = Presence(classifier, reader.model, ClassifyOptions(multi_label=True))
         for name, pictures in reader.sets(data):
             truth = truth_of(pictures.classes, labels, ignore_missing=ignore_missing)[pictures.truth]
             one = evaluate_multi_label(presence.scores(pictures.vectors)[0], truth, labels)

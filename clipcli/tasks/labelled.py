@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from clipcli.errors import UsageError
 from clipcli.records import Failure, Item, Label
 from clipcli.tasks.embed import EmbedOptions, embed
-from clipcli.tasks.pairs import read_pairs, shards
+from clipcli.tasks.pairs import Pair, read_pairs, shards
 from clipcli.weights.model import Model
 
 Wanted = Callable[[str], bool]
@@ -120,6 +120,13 @@ def embed_set(
     _tell_empty(data, [*paths, *(failure.path for failure in failures)], wanted)
     classes, indices = np.unique(np.array(truth, dtype=object), return_inverse=True)
     return LabelledSet(np.stack(vectors), indices, tuple(classes.tolist()), tuple(paths), tuple(failures))
+
+
+def classes_of(data: Sequence[str]) -> list[Label]:
+    """The classes of labelled data as labels, sorted; `tench, Tinca tinca` has two words. Raises UsageError."""
+    pairs = (pair for pair in read_pairs(data) if isinstance(pair, Pair))
+    found = {pair.label: pair.phrases for pair in pairs if pair.label is not None}
+    return [Label(name, found[name], where=data[0]) for name in sorted(found)]
 
 
 def _tell_empty(data: Sequence[str], paths: Sequence[str], wanted: Wanted) -> None:

@@ -61,11 +61,20 @@ class _Classes:
             broader = _texts((label.group or "").split("|"))
             self._met[label.name] = phrases, broader, label.name  # of names that differ in case only, each is its own
             self._known.setdefault(_folded(label.name), self._met[label.name])
+        names = set(self._known)
+        self._shared: dict[str, tuple[str, str]] = {}  # words of two labels
         for label in words.values():
-            for alias in label.aliases:
-                self._known.setdefault(_folded(alias), self._known[_folded(label.name)])
+            for alias in map(_folded, label.aliases):
+                mine = self._known[_folded(label.name)]
+                other = self._known.setdefault(alias, mine)[2]
+                if other not in (None, mine[2]) and alias not in names:
+                    self._shared[alias] = str(other), label.name
 
     def __getitem__(self, name: str) -> _Truth:
+        if name not in self._met and _folded(name) in self._shared:
+            first, second = self._shared[_folded(name)]
+            what = f'class "{name}" is an alias of two labels, "{first}" and "{second}"'
+            raise UsageError(what, hint="take the alias from one of them, or name the class as its label")
         if name not in self._met:
             self._met[name] = self._known.setdefault(_folded(name), _by_its_name(_text(name.replace("_", " ")) or name))
         return self._met[name]
