@@ -229,6 +229,8 @@ def matched(
         idle = [label for label in labels if label not in pictures.classes]
         said = f"; labels without pictures: {listed(idle)}" if idle else ""
         hint = "make them aliases of labels, or --ignore-missing leaves their pictures out"
+        if len(foreign) == len(pictures.classes):
+            hint = "not one of them is: are these the labels of this set?"
         raise UsageError(f"{name or 'the set'}: classes that are no labels: {listed(foreign)}{said}", hint=hint)
     truth = np.array([place.get(one, -1) for one in pictures.classes])[pictures.truth]
     rows = np.flatnonzero(truth >= 0)
