@@ -207,6 +207,12 @@ def test_weak_answers_abstain(cli: Run, option: tuple[str, object]) -> None:
     assert cli("classify", "rocket.jpg", *LABELS, "-f", "paths", *option).out == b""
 
 
+@pytest.mark.parametrize("option", ["--min-score", "--min-cosine", "--min-margin"])
+def test_a_least_value_is_a_number(cli: Run, option: str) -> None:
+    wrong = cli("classify", "rocket.jpg", *LABELS, option, "nan")
+    assert (wrong.code, wrong.out) == (2, b"") and f"{option} is not a number" in wrong.err
+
+
 def test_background(cli: Run, tmp_path: Path) -> None:
     (tmp_path / "rest.txt").write_text("moon\nflower\nbridge\nsoup\n")
     plain = cli("classify", ".", *LABELS, "-f", "jsonl").rows

@@ -195,6 +195,11 @@ def test_calibrate_and_use_it(cli: Run, model: Path, tmp_path: Path) -> None:
         (("data", "-L", "green", "-L", "pink"), "data: classes that are no labels: blue, red; labels without pictures"),
         (("data", "-L", "green"), 'one label alone ("green")'),
         (("data", "--multi-label"), "no labels"),
+        (("data", "tars/0.tar", "-l", "labels.txt", "--multi-label", "--write-labels", "t.csv"), "of several sets"),
+        (
+            ("data", "-l", "labels.txt", "--include", "a=*", "--include", "b=no*"),
+            "--include b: no picture of 12 matches",
+        ),
         (("data", "data", "-l", "labels.txt"), 'two sets are named "data"'),
         (("nothing", "-l", "labels.txt"), "nothing: no such file or folder"),
         (("data", "-l", "labels.txt", "--include", "*.gif"), "no picture in data can be used"),
@@ -317,3 +322,11 @@ def test_an_alias_of_two_labels_is_no_truth(cli: Run, model: Path) -> None:
     assert (
         by_name.code == 0 and [one["pictures"] for one in json.loads(by_name.out)["results"][0]["classes"]] == [4] * 3
     )
+
+
+def test_calibrate_names_labels_without_pictures(cli: Run, model: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain.safetensors"
+    labels = [arg for name in ("red", "green", "blue", "violet") for arg in ("-L", name)]
+    assert cli("build-classifier", *labels, "-m", model, "-o", plain).code == 0
+    done = cli("calibrate", plain, "data", "-m", model, "-o", tmp_path / "new.safetensors")
+    assert done.code == 0 and "labels without pictures, which get no threshold of their own: violet" in done.err

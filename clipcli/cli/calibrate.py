@@ -84,6 +84,7 @@ def calibrate(
         with talk.working("starting"):
             from clipcli.tasks import calibrate as task
             from clipcli.tasks.embed import EmbedOptions
+            from clipcli.tasks.evaluate import listed
             from clipcli.zeroshot.classifier_file import save_classifier
 
         options = EmbedOptions(pixels=pixels, crop=crop, decode=decode, batch_size=batch_size, workers=workers)
@@ -91,8 +92,11 @@ def calibrate(
         check_whole_file(output, force=force, read=opened.files)
         reader = labelled.Reader(opened, loaded.labels, options, [], exclude or [], talk)
         others = reader.unknown(unknown)
+        labelled_set = reader.whole([pictures], include or [])
+        if idle := [label.name for label in loaded.labels if label.name not in labelled_set.classes]:
+            talk.notice(f"labels without pictures, which get no threshold of their own: {listed(idle)}")
         found = task.calibrate(
-            reader.whole([pictures], include or []),
+            labelled_set,
             loaded,
             unknown=others,
             ignore_missing=ignore_missing,

@@ -155,6 +155,8 @@ def eval(
     data = named_sets(sets)
     check_inputs([*data.values(), *(unknown or [])])
     read = [*data.values(), *(unknown or []), *words.files, prompts, classifier, *(templates or [])]
+    if write_labels and len(data) * len(model or [None]) > 1:
+        raise UsageError("thresholds of several sets or models", hint="--write-labels takes one set and one model")
     _check_multi_label(multi_label, write_labels, {"--csv": csv_file, "--html": html_file, "--unknown": unknown})
     _check_written([csv_file, html_file, write_labels], force, read)
     choices = [

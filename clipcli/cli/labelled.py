@@ -127,7 +127,8 @@ class Reader:
                 yield name, whole
                 continue
             for part, own in parts.items():
-                yield part if len(data) == 1 else f"{name} {part}", whole.only(matching([path], own))
+                called = part if len(data) == 1 else f"{name} {part}"
+                yield called, whole.only(matching([path], own), f"--include {part}")
 
     def whole(self, paths: Sequence[str], include: Sequence[str] = ()) -> LabelledSet:
         """One set. Raises UsageError."""

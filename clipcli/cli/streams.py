@@ -32,17 +32,17 @@ def check_new_file(path: Path, *, force: bool, read: Sequence[object] = ()) -> N
         if path.is_dir():
             raise UsageError(f"{path}: is a folder", hint="name a file")
         if path.is_file() and any(_is_same(path, other) for other in read):
-            raise UsageError(f"{path}: is read by this very run", hint="choose another file with --output")
+            raise UsageError(f"{path}: is read by this very run", hint="name another file")
         if path.is_file() and not force:
             raise UsageError(f"{path}: exists already", hint="use --force to replace it")
         if path.is_file() and (kind := _precious(path)):  # maybe one of those that a folder or a list will name
-            raise UsageError(f"{path}: is {kind}", hint="remove it first, or choose another file with --output")
+            raise UsageError(f"{path}: is {kind}", hint="remove it first, or name another file")
         if path.is_symlink() and not path.exists():
             raise UsageError(f"{path}: is a link to nothing", hint="remove it, or name another file")
         if not path.parent.is_dir():
             raise OutputError(f"{path}: the folder {path.parent} does not exist", hint=f"mkdir -p {path.parent}")
         if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise OutputError(f"{path}: no permission to write there", hint="choose another place with --output")
+            raise OutputError(f"{path}: no permission to write there", hint="name another place")
     except OSError as error:  # no permission even to look
         raise cannot_write(path, error) from error
 

@@ -38,11 +38,11 @@ class LabelledSet:
     paths: tuple[str, ...]
     failures: tuple[Failure, ...]  # pictures that have no embedding
 
-    def only(self, wanted: Wanted) -> LabelledSet:
+    def only(self, wanted: Wanted, name: str = "the set") -> LabelledSet:
         """The pictures, and the failures, whose paths are `wanted`. Raises UsageError where no picture is."""
         rows = [row for row, path in enumerate(self.paths) if wanted(path)]
         if not rows:
-            raise UsageError(f"no picture of {len(self.paths):,} matches", hint=_GLOBS)
+            raise UsageError(f"{name}: no picture of {len(self.paths):,} matches", hint=_GLOBS)
         kept, truth = np.unique(self.truth[rows], return_inverse=True)
         return LabelledSet(
             self.vectors[rows],
