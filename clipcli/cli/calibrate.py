@@ -94,7 +94,7 @@ def calibrate(
         others = reader.unknown(unknown)
         labelled_set = reader.whole([pictures], include or [])
         if idle := [label.name for label in loaded.labels if label.name not in labelled_set.classes]:
-            talk.notice(f"labels without pictures, which get no threshold of their own: {listed(idle)}")
+            talk.notice(f"labels without pictures: {listed(idle)}")
         found = task.calibrate(
             labelled_set,
             loaded,
