@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from clipcli.tasks.bank import Array
     from clipcli.tasks.metrics import Indices
 
-    pass
-
 EXAMPLES = opt.epilog(
     "clipcli advise by-class/ -l labels.txt  # a folder for each class",
     "clipcli advise by-class/ -l labels.txt -t imagenet80 -t caltech101 --write-templates my.txt",
@@ -131,7 +129,7 @@ def advise(
     choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size)
     choice.check()
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk, orderly_stop():
-        known = words.labels() if unlabelled else shared.wanted_labels(words, data, talk)
+        known = shared.wanted_labels(words, () if unlabelled else data, talk)
         candidates = words.read_templates()
         with talk.working("loading the model"):
             from clipcli.cli import advice as show
@@ -165,12 +163,12 @@ def advise(
 
 def _labelled(reader: shared.Reader, data: Sequence[str], ignore_missing: bool) -> tuple[Array, Indices]:
     """Unit embeddings [n, dim] and their labels' indices [n]. Raises UsageError where classes are no labels."""
-    from clipcli.tasks.evaluate import listed, matched
+    from clipcli.tasks.evaluate import matched
 
+    found = reader.whole(data, reader.include)
     names = tuple(label.name for label in reader.labels)
-    vectors, truth, _ = matched(reader.whole(data, reader.include), names, ", ".join(data), ignore_missing)
-    if idle := [name for index, name in enumerate(names) if index not in set(truth.tolist())]:
-        reader.talk.notice(f"labels without pictures: {listed(idle)}")
+    vectors, truth, _ = matched(found, names, ", ".join(data), ignore_missing)
+    reader.tell_idle(found)
     return vectors, truth
 
 

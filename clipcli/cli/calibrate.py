@@ -84,7 +84,6 @@ def calibrate(
         with talk.working("starting"):
             from clipcli.tasks import calibrate as task
             from clipcli.tasks.embed import EmbedOptions
-            from clipcli.tasks.evaluate import listed
             from clipcli.zeroshot.classifier_file import save_classifier
 
         options = EmbedOptions(pixels=pixels, crop=crop, decode=decode, batch_size=batch_size, workers=workers)
@@ -93,8 +92,7 @@ def calibrate(
         reader = labelled.Reader(opened, loaded.labels, options, [], exclude or [], talk)
         others = reader.unknown(unknown)
         labelled_set = reader.whole([pictures], include or [])
-        if idle := [label.name for label in loaded.labels if label.name not in labelled_set.classes]:
-            talk.notice(f"labels without pictures: {listed(idle)}")
+        reader.tell_idle(labelled_set)
         found = task.calibrate(
             labelled_set,
             loaded,

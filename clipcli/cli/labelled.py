@@ -62,8 +62,8 @@ Top = Annotated[int, typer.Option("--top", metavar="N", min=1, help="Lines of ea
 
 
 def wanted_labels(words: Words, data: Sequence[str], talk: Talk) -> list[Label]:
-    """The labels as typed, else the classes of `data`. Raises LabelError, UsageError."""
-    if words.are_given:
+    """The labels as typed, else the classes of `data`, if there is any. Raises LabelError, UsageError."""
+    if words.are_given or not data:
         return words.labels()
     from clipcli.tasks.labelled import classes_of
 
@@ -83,7 +83,7 @@ def prepared(
     from clipcli.tasks.evaluate import check_labels
     from clipcli.zeroshot.classifier_file import load_classifier
 
-    labels = wanted_labels(words, data, talk) if data else words.labels()
+    labels = wanted_labels(words, data, talk)
     loaded = load_classifier(words.classifier) if words.classifier else None
     if not alone:
         check_labels(loaded.labels if loaded else labels)
@@ -140,6 +140,13 @@ class Reader:
             found = embed_set(paths, self.model, self.options, words, wanted, tick)
         self._tell(found.failures)
         return found
+
+    def tell_idle(self, pictures: LabelledSet) -> None:
+        """A notice of labels that none of the pictures has."""
+        from clipcli.tasks.evaluate import listed
+
+        if idle := [label.name for label in self.labels if label.name not in pictures.classes]:
+            self.talk.notice(f"labels without pictures: {listed(idle)}")
 
     def unknown(self, inputs: Sequence[str] | None) -> tuple[Sequence[str], Vectors] | None:
         """Paths and embeddings of pictures that belong to no label, if there are any. Raises UsageError."""

@@ -153,8 +153,6 @@ class Walk:
         self.passed_over += 1
 
     def _folder(self, top: str) -> Iterator[Source | Failure]:
-        from clipcli.images.archives import is_archive  # which imports this file
-
         entered: set[tuple[int, int]] = set()
         archives = 0
         # (path below `top`, path, whether its folder calls it a file), the next one last: no recursion, however deep
@@ -170,7 +168,7 @@ class Walk:
                     mode = status.st_mode
                 if not stat.S_ISDIR(mode):
                     found = self._file(path, below, mode)
-                    archives += found is None and is_archive(path)
+                    archives += found is None and _is_archive(path)
                 elif (status.st_dev, status.st_ino) not in entered:  # else by a link, perhaps from within itself
                     with os.scandir(os.fsencode(path)) as entries:
                         names = sorted(((entry.name, _is_file(entry)) for entry in entries), reverse=True)

@@ -64,8 +64,8 @@ class _Classes:
         names = set(self._known)
         self._shared: dict[str, tuple[str, str]] = {}  # words of two labels
         for label in words.values():
+            mine = self._known[_folded(label.name)]
             for alias in map(_folded, label.aliases):
-                mine = self._known[_folded(label.name)]
                 other = self._known.setdefault(alias, mine)[2]
                 if other not in (None, mine[2]) and alias not in names:
                     self._shared[alias] = str(other), label.name
