@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ MEMORY_LIMIT = 256 << 20  # the same where they are kept in memory alone
 VALUE_LIMIT = 10**9 - 2**20  # SQLite takes no row of more than 10**9 bytes
 DAY = 86_400  # seconds: a value's time of use is renewed at most once a day, so most reads write nothing
 CHUNK = 1_024  # keys in one query
+FLOATS = np.dtype("<f4")
 DIGESTS = ("digest", "picture")  # kinds whose values are bytes; those of all others are float32
 
 
@@ -116,16 +117,19 @@ class Store:
             for start in range(0, len(keys), CHUNK):
                 part = keys[start : start + CHUNK]
                 rows = connection.execute(
-                    "SELECT id, key, shape, checksum, value, used NOT BETWEEN ? AND ? FROM entry"
+                    "SELECT key, shape, checksum, value, used NOT BETWEEN ? AND ?, id FROM entry"
                     f" WHERE kind = ? AND key IN ({', '.join('?' * len(part))})",
                     (now - DAY, now + DAY, kind, *part),
                 )
-                for number, key, shape, checksum, value, is_stale in rows:
+                for key, shape, checksum, value, is_stale, number in rows:
                     whole = type(shape) is type(value) is bytes  # damage may change types, too
-                    if not whole or zlib.crc32(key + shape + value) != checksum:
+                    if not whole or crc32(key + shape + value) != checksum:
                         damaged.append((number,))
                         continue
-                    found[key] = np.frombuffer(value, "<f4").reshape(_sizes(shape)) if is_array else value
+                    found[key] = value
+                    if is_array:
+                        array = np.frombuffer(value, FLOATS)
+                        found[key] = array.reshape(_sizes(shape)) if b"x" in shape else array
                     if is_stale:
                         stale.append((now, number))
             if damaged or stale:
@@ -142,7 +146,7 @@ class Store:
         def row(key: bytes, array: npt.NDArray[Any], now: int) -> tuple[Any, ...]:
             shape = "x".join(map(str, array.shape)).encode()
             value = array.astype(_dtype(kind), copy=False).tobytes()
-            return kind, key, model, now, len(value), shape, zlib.crc32(key + shape + value), value
+            return kind, key, model, now, len(value), shape, crc32(key + shape + value), value
 
         def work(connection: sqlite3.Connection) -> None:
             limit = self._size_limit if self.path else min(self._size_limit, MEMORY_LIMIT)

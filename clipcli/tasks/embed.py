@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from clipcli.images.ahead import ahead
 from clipcli.images.find import Walk
 from clipcli.images.stages import Stages
 from clipcli.images.stream import Batch, Decode, Prepared, batches, cpus, decoder, default_workers, make_prepare
@@ -86,7 +87,7 @@ def embed_in_bursts(
     chunks: Iterator[list[Item]] = _chunks(sources(inputs), 1 if live else _BURST)
     if memory and not live:
         memory.asked = True
-        chunks = map(memory.recalled, chunks)
+        chunks = chain.from_iterable(memory.recall_all(some) if new else some for new, some in groupby(chunks, _is_new))
     is_ready = False
 
     def needs_nothing(chunk: list[Item]) -> bool:
@@ -111,6 +112,11 @@ def _chunks(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
             chunk = []
     if chunk:
         yield chunk
+
+
+def _is_new(chunk: list[Item]) -> bool:
+    """Whether there are pictures in it, not rows of an embeddings file alone."""
+    return Source in set(map(type, chunk))
 
 
 def _embed_sources(
@@ -163,10 +169,12 @@ class _Remembered:
         self._policy = f"{POLICY} {options.pixels} {options.crop} {options.decoder}"
         self._maker = (model.image_fingerprint, model.arithmetic)
 
-    def recalled(self, chunk: list[Item]) -> list[Item]:
-        """The same items, those with their embeddings that are known by their files: two queries for all of them."""
-        if Source not in set(map(type, chunk)):  # rows of an embeddings file
-            return chunk
+    def recall_all(self, chunks: Iterable[list[Item]]) -> Iterator[list[Item]]:
+        """The same items, those with their embeddings that are known by their files."""
+        return ahead(map(self._recalled, chunks), 2)
+
+    def _recalled(self, chunk: list[Item]) -> list[Item]:
+        """One chunk of them: two queries for all."""
         files = [self.file(item) if isinstance(item, Source) else None for item in chunk]
         known = self._embeddings(list(filter(None, files)))
         return [
