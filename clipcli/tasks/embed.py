@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 POLICY = 2  # raise it when the same bytes become other pixels: embeddings of before are then never found again
 
-_BURST = 1024  # embeddings that are passed on together
+_BURST = 2048  # embeddings that are passed on together
 
 Input = str | os.PathLike[str] | Item
 
