@@ -3,11 +3,11 @@
     python benchmarks/decoding.py ../shared/data -o benchmarks/runs/DATE-MACHINE
 
 DATA holds webdataset tars of real photographs. They are made into two sets of JPEGs: 500 x 375, and sharp ones of 12
-megapixels (enlarged, with texture added at the scale of single pixels). The ways take turns within each round, with all
-the pictures of a set, so that what else the machine does hits all of them; seconds are those of the thread, ratios the
-medians of the rounds; within 10 % they are ties. `decoder alone` is what `auto with simplejpeg` can't go below: the
-call that turns the bytes into pixels, at the size that is wanted. `auto` is shown with and without simplejpeg, and with
-and without torch, whose resizing numpy does to the bit.
+megapixels (enlarged, with texture added at the scale of single pixels). The ways take turns within each round, about a
+second each with all the pictures of a set, so that what else the machine does hits all of them; seconds are those of
+the thread, ratios the medians of the rounds; within 10 % they are ties. `decoder alone` is what `auto with simplejpeg`
+can't go below: the call that turns the bytes into pixels, at the size that is wanted. `auto` is shown with and without
+simplejpeg, and with and without torch, whose resizing numpy does to the bit.
 
 Then what it changes: pixels, and for `tiny` and a ViT-B/32 with random weights the cosine between the embeddings of the
 two squares, beside that between different pictures. For `tiny`, also answers among its 200 classes, of all photographs
@@ -53,6 +53,7 @@ import tiny
 FULL, MANY = "imagenet-fullsize-20.tar", ("caltech20-dev.tar", "clothing10-dev.tar", "dtd10-dev.tar", "food10-dev.tar")
 MARGIN = 0.02  # of scores: answers as close as that may change
 SMALL, LARGE = "500 x 375", "4000 x 3000"
+AGAIN = {SMALL: 10, LARGE: 1}  # so often each picture in a turn, which then takes about a second: not one of noise
 Square = NDArray[np.uint8]
 Way = Callable[[bytes], Square]
 
@@ -279,7 +280,8 @@ def main() -> None:
     timed_ways = compared_ways | (
         {"decoder alone": partial(decoder_alone, size=given.size)} if fast.simplejpeg() else {}
     )
-    times = {name: timed(timed_ways, files, 2 if given.small else given.rounds) for name, files in sets.items()}
+    rounds = 2 if given.small else given.rounds
+    times = {name: timed(timed_ways, files * AGAIN[name], rounds) for name, files in sets.items()}
     pixels = [
         (way, name, *differences(compared_ways[way], files, given.size))
         for way in compared_ways
