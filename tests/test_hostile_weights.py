@@ -121,6 +121,25 @@ def test_empty_files(tmp_path: Path, content: bytes) -> None:
     assert "truncated or corrupt" in refused(tmp_path / "model.pt").message
 
 
+def test_a_quantised_part_of_the_attention_weights(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    path = tiny.save(tmp_path / "model", "transformers") / "model.safetensors"
+    arrays = load_file(path)
+    name = "text_model.encoder.layers.0.self_attn.k_proj.weight"
+    save_file(arrays | {name: arrays[name].astype(np.int8)}, path)
+    assert "1 not floating-point: transformer.resblocks.0.attn.in_proj_weight I8" in refused(path.parent).message
+
+
+def test_numbers_of_a_file_alone_in_lists(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    path = tiny.save(tmp_path / "model", "bare")
+    numbers = {name: np.array([1]) for name in ("input_resolution", "context_length", "vocab_size")}
+    save_file(load_file(path) | numbers, path)
+    assert "says input_resolution 1, but its tensors are of 32" in refused(path).message
+
+
 def test_a_classifier_file_is_no_model(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 from clipcli.model.config import (
@@ -47,12 +46,7 @@ class Entry:
         """The architecture, if it is known without the checkpoint."""
         return ARCHITECTURES.get(self.architecture)
 
-    @cached_property
-    def parameters(self) -> int | None:
-        """Trained numbers of both towers."""
-        return sum(parameters(self.config).values()) if self.config else None
-
-    @cached_property
+    @property
     def download(self) -> int | None:
         """Bytes of the weights in fp32."""
         return download_size(self.config) if self.config else None
@@ -160,11 +154,11 @@ def find_repo(repo: str) -> Entry | None:
     return _BY_REPO.get(repo.lower())
 
 
-def near(name: str, most: int = 3) -> list[str]:
+def near(name: str) -> list[str]:
     """Short names like `name`, the nearest first; a repository's or an alias's nearness counts for its model."""
     known = {key: entry.name for key, entry in (_BY_REPO | _BY_NAME).items()}
-    hits = difflib.get_close_matches(name.lower(), known, 3 * most)
-    return list(dict.fromkeys(known[hit] for hit in hits))[:most]
+    hits = difflib.get_close_matches(name.lower(), known, 9)
+    return list(dict.fromkeys(known[hit] for hit in hits))[:3]
 
 
 def size_text(size: float) -> str:

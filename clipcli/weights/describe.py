@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from clipcli.model.config import ClipConfig, ViTConfig
 from clipcli.weights import catalog, open_clip, transformers
 from clipcli.weights.catalog import Entry, size_text
-from clipcli.weights.fetch import Located, here
+from clipcli.weights.fetch import Located, here, read_config
 from clipcli.weights.fields import read_fields
-from clipcli.weights.hub_cache import PREPROCESSING, Wanted, storage
+from clipcli.weights.hub_cache import Wanted, storage
 
 if TYPE_CHECKING:
     from clipcli.weights.model import Model
@@ -49,30 +49,22 @@ class Fact:
 def overview(entry: Entry) -> dict[str, Any]:
     """One row of the catalogue. Sizes that it doesn't know are read from the checkpoint, if that is here."""
     folder = here(Wanted(entry.name, entry.repo))
-    row = {
+    config = entry.config or (read_config(folder) if folder else None)
+    download = catalog.download_size(config) if config else None
+    if folder and entry.shipped:
+        download = sum((folder / name).stat().st_size for name in open_clip.WEIGHTS if (folder / name).is_file())
+    return {
         "name": entry.name,
         "aliases": list(entry.aliases),
-        "repository": entry.repo,
-        "parameters": entry.parameters,
-        "download": entry.download,
-        "image_size": entry.image_size,
+        "repository": None if entry.shipped else entry.repo,
+        "parameters": sum(catalog.parameters(config).values()) if config else None,
+        "download": download,
+        "image_size": config.vision.image_size if config else entry.image_size,
         "imagenet_top1": entry.top1,
         "licence": entry.licence,
         "shipped": entry.shipped,
         "path": str(folder) if folder else None,
     }
-    if entry.shipped:
-        row["repository"] = None
-    if folder and entry.config is None:
-        reader = open_clip if (folder / open_clip.CONFIG).is_file() else transformers
-        config = reader.read_config(folder)
-        row |= {"parameters": sum(catalog.parameters(config).values()), "image_size": config.vision.image_size}
-        row |= {"download": _weights_on_disk(folder) if entry.shipped else catalog.download_size(config)}
-    return row
-
-
-def _weights_on_disk(folder: Path) -> int:
-    return sum((folder / name).stat().st_size for name in open_clip.WEIGHTS if (folder / name).is_file())
 
 
 def describe_entry(entry: Entry) -> Iterator[Fact]:
@@ -96,9 +88,8 @@ def describe(model: Model, located: Located) -> Iterator[Fact]:
         yield from _published(located.entry)
     yield from _card(checkpoint.path / "README.md")
     settings = {"open_clip": open_clip.CONFIG, "transformers": transformers.CONFIG}.get(checkpoint.layout)
-    told = checkpoint.path.name if settings is None else settings
     yield Fact("layout", checkpoint.layout, DISK, "" if settings else "file (bare weights)")
-    yield from _architecture(config, told if settings else SHAPES)
+    yield from _architecture(config, settings or SHAPES)
     yield Fact("activation", config.text.activation, _source_of_activation(checkpoint.path, settings))
     sources = _preprocessing(checkpoint.path, settings)
     if located.entry and located.entry.resize_mode:
@@ -172,22 +163,20 @@ def _sizes(tower: object) -> dict[str, Any]:
 def _source_of_activation(path: Path, settings: str | None) -> str:
     if settings is None:
         return f"{OPTION}, or OpenAI's own file"
-    values: Mapping[str, Any] = read_fields(path / settings).values
+    fields = read_fields(path / settings)
     if settings == open_clip.CONFIG:
-        return settings if "quick_gelu" in values["model_cfg"] else f"{settings}: not stated, so gelu"
-    towers = [values.get(key) or {} for key in ("text_config", "text_config_dict")]
-    return settings if any("hidden_act" in tower for tower in towers) else f"{settings}: not stated, so quick_gelu"
+        return settings if "quick_gelu" in fields.values["model_cfg"] else f"{settings}: not stated, so gelu"
+    is_stated = "hidden_act" in transformers.tower(fields, "text_config").values
+    return settings if is_stated else f"{settings}: not stated, so quick_gelu"
 
 
 def _preprocessing(path: Path, settings: str | None) -> dict[str, str]:
     """The file that tells each field of the preprocessing; what none tells is left out."""
+    if settings is None:
+        return {}
     if settings == open_clip.CONFIG:
         stated = read_fields(path / settings).section("preprocess_cfg").values
         return {name: settings for name in stated if stated[name] is not None}
-    file = next((name for name in PREPROCESSING if settings and (path / name).is_file()), None)
-    if file is None:
-        return {}
-    fields = read_fields(path / file)
-    stated = fields.values if file == PREPROCESSING[0] else fields.section("image_processor").values
+    told = transformers.read_preprocessing(path)
     names = {"image_mean": "mean", "image_std": "std", "resample": "interpolation", "size": "resize_mode"}
-    return {ours: file for theirs, ours in names.items() if theirs in stated}
+    return {ours: told.path.name for theirs, ours in names.items() if theirs in told.values}

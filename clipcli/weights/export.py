@@ -17,11 +17,11 @@ from clipcli.errors import ModelError, UsageError, VocabularyError
 from clipcli.model.config import ClipConfig, Preprocess, TextConfig, ViTConfig
 from clipcli.tokenizer import STANDARD_SIZE, Tokenizer
 from clipcli.weights import open_clip, transformers
-from clipcli.weights.folder import CARD, PREPROCESSOR, TRAINING, check_new_folder, write_folder
+from clipcli.weights.folder import CARD, TRAINING, check_new_folder, write_folder
 from clipcli.weights.load import Checkpoint
 from clipcli.weights.save import open_clip_files, stored
 from clipcli.weights.tensors import Tensor
-from clipcli.weights.transformers import PARTS, TOWERS, WHOLE, transposed
+from clipcli.weights.transformers import PARTS, PREPROCESSING, TOWERS, WHOLE, transposed
 from clipcli.weights.vocabulary import as_json, vocabulary_files
 
 Target = Literal["open_clip", "transformers"]
@@ -54,7 +54,7 @@ def export_model(
         files = {
             transformers.CONFIG: as_json(transformers_config(config, tokenizer)),
             transformers.WEIGHTS[0]: unname(tensors),
-            PREPROCESSOR: as_json(preprocessor_config(config.preprocess, config.vision.image_size)),
+            PREPROCESSING[0]: as_json(preprocessor_config(config.preprocess, config.vision.image_size)),
             **vocabulary_files(tokenizer, config.text.context_length),
             CARD: card.encode(errors="replace"),
         }

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipcli.errors import ModelError
+from clipcli.model.config import ClipConfig
 from clipcli.paths import cache_dir, tiny_dir
 from clipcli.tokenizer import STANDARD_SIZE, find_vocabulary
 from clipcli.weights import catalog, open_clip, transformers
@@ -55,12 +56,16 @@ def resolve(
             log.warning("%s is taken as the path that it is here; the model of that name is %s", spec, hidden.repo)
         return Located(real.stem if real.is_file() else real.name, path, own, vocabulary)
     wanted = parse(spec)
-    entry = catalog.find_repo(wanted.repo)
+    entry, folder = catalog.find_repo(wanted.repo), here(wanted)
     if entry is not None and entry.shipped:
-        return Located(entry.name, _shipped(wanted), entry, vocabulary)
+        if folder is None:
+            raise ModelError(
+                f"{wanted.name} is not in this installation, though it is a part of clipcli",
+                hint="install clipcli again: pip install --force-reinstall --no-deps clipcli",
+            )
+        return Located(entry.name, folder, entry, vocabulary)
     offline = offline or is_offline()
     licence = entry.licence if entry else None
-    folder = here(wanted)
     if folder is None or not (vocabulary or offline or has_vocabulary(folder)):
         if offline:
             there = "not complete" if snapshot(wanted) else "not there"
@@ -70,7 +75,7 @@ def resolve(
             )
         from clipcli.weights import hub
 
-        folder, licence = hub.download(wanted, entry, vocabulary=vocabulary is None, progress=progress)
+        folder, licence = hub.download(wanted, folder, entry, vocabulary=vocabulary is None, progress=progress)
     if vocabulary is None and find_vocabulary(folder) is None:
         vocabulary = _common_vocabulary(folder, offline)
     if licence and _RESTRICTED.search(licence):
@@ -101,14 +106,10 @@ def parse(spec: str) -> Wanted:
             f"{spec}: no such file or folder", hint="-m takes a path, a name of clipcli models list, or org/name"
         )
     if not _HUB_ID.fullmatch(base):
-        raise ModelError(f"{spec}: neither a path here nor the name of a model", hint=propose(base))
+        near = " or ".join(catalog.near(base))
+        hint = f"did you mean {near}?" if near else "clipcli models list shows the names; a path must exist"
+        raise ModelError(f"{spec}: neither a path here nor the name of a model", hint=hint)
     return Wanted(base + pinned, base, revision)
-
-
-def propose(name: str) -> str:
-    """A hint: the names like `name`, or where all of them stand."""
-    names = catalog.near(name)
-    return f"did you mean {' or '.join(names)}?" if names else "clipcli models list shows the names; a path must exist"
 
 
 def is_offline() -> bool:
@@ -123,15 +124,10 @@ def here(wanted: Wanted) -> Path | None:
     return folder if folder is not None and is_complete(folder) else None
 
 
-def _shipped(wanted: Wanted) -> Path:
-    """The folder of a model that lies in this package."""
-    folder = here(wanted)
-    if folder is None:
-        raise ModelError(
-            f"{wanted.name} is not in this installation, though it is a part of clipcli",
-            hint="install clipcli again: pip install --force-reinstall --no-deps clipcli",
-        )
-    return folder
+def read_config(folder: Path) -> ClipConfig:
+    """The configuration of a model in a folder. Raises ModelError, NotPlainClip."""
+    is_open_clip = (folder / open_clip.CONFIG).is_file()
+    return open_clip.read_config(folder) if is_open_clip else transformers.read_config(folder)
 
 
 def _tell_licence(wanted: Wanted, licence: str) -> None:
@@ -147,8 +143,7 @@ def _tell_licence(wanted: Wanted, licence: str) -> None:
 
 def _common_vocabulary(folder: Path, offline: bool) -> Path | None:
     """The vocabulary of OpenAI's models, for a repository without one whose text tower has its size."""
-    reader = open_clip if (folder / open_clip.CONFIG).is_file() else transformers
-    if reader.read_config(folder).text.vocab_size != STANDARD_SIZE:
+    if read_config(folder).text.vocab_size != STANDARD_SIZE:
         return None
     wanted = Wanted(VOCABULARY_REPO, VOCABULARY_REPO)
     there = snapshot(wanted)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from clipcli.errors import ModelError, NotPlainClip
-from clipcli.model.config import OPENAI_MEAN, OPENAI_STD
 
 PLAIN_CLIP = (
     "clipcli runs plain CLIP: the ViT and RN models of OpenAI, LAION, DataComp or DFN, "
@@ -52,23 +51,15 @@ class Fields:
             raise self.wrong(key, f"a positive number up to {most:g}")
         return float(value)
 
-    def triple(
-        self, key: str, default: tuple[float, float, float], *, least: float, most: float
+    def colours(
+        self, key: str, default: tuple[float, float, float], *, least: float = -10
     ) -> tuple[float, float, float]:
-        """Three numbers from `least` to `most`, one a colour."""
+        """Three numbers from `least` to 10, one a colour."""
         value = self.values.get(key, default)
         numbers = value if isinstance(value, list | tuple) else ()
-        if len(numbers) != 3 or not all(type(n) in (int, float) and least <= n <= most for n in numbers):
-            raise self.wrong(key, f"three numbers from {least:g} to {most:g}")
+        if len(numbers) != 3 or not all(type(n) in (int, float) and least <= n <= 10 for n in numbers):
+            raise self.wrong(key, f"three numbers from {least:g} to 10")
         return (float(numbers[0]), float(numbers[1]), float(numbers[2]))
-
-    def mean(self, key: str) -> tuple[float, float, float]:
-        """What is taken from the colours, which are numbers from 0 to 1."""
-        return self.triple(key, OPENAI_MEAN, least=-10, most=10)
-
-    def std(self, key: str) -> tuple[float, float, float]:
-        """What the colours are divided by."""
-        return self.triple(key, OPENAI_STD, least=1e-3, most=10)
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false, and no word for it; null is the default."""

@@ -11,7 +11,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -20,16 +20,12 @@ import numpy as np
 
 from clipcli.errors import OutputError, UsageError, cannot_write
 from clipcli.weights import open_clip, transformers
-from clipcli.weights.tensors import Tensor
+from clipcli.weights.tensors import NUMPY, Tensor
 
 CARD, TRAINING = "README.md", "training.json"
-MERGES, IDS, TOKENIZER = "merges.txt", "vocab.json", "tokenizer.json"
-TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
-PREPROCESSOR = "preprocessor_config.json"
+IDS, TOKENIZER_CONFIG, SPECIAL_TOKENS = "vocab.json", "tokenizer_config.json", "special_tokens_map.json"
 OPTIONAL = {TRAINING, IDS, TOKENIZER_CONFIG, SPECIAL_TOKENS}  # not every model has them
 PLACE = "choose another place with --output"
-
-_TYPES = {"I64": "<i8", "F32": "<f4", "F16": "<f2"}
 
 Content = bytes | Mapping[str, Tensor]
 
@@ -82,7 +78,9 @@ def write_folder(folder: Path, files: Mapping[str, Content], *, force: bool = Fa
                 os.fsync(file.fileno())
         _sync(temporary)
         if target.is_dir():
-            _check_files(target, files)
+            for name in files:  # before any is replaced: half of the model would be new, half not
+                if (target / name).is_dir():
+                    raise UsageError(f"{target / name}: is a folder, where a file must be written", hint=PLACE)
             for name in files:
                 (temporary / name).replace(target / name)
             for name in obsolete:
@@ -119,25 +117,19 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file, one tensor in memory at a time; the widest types first, so that all are aligned."""
-    order = sorted(tensors, key=lambda name: (list(_TYPES).index(tensors[name].dtype), name))
+    types = {name: np.dtype(NUMPY[tensor.dtype]) for name, tensor in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-types[name].itemsize, name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in order:
         tensor = tensors[name]
-        begin, end = end, end + math.prod(tensor.shape) * np.dtype(_TYPES[tensor.dtype]).itemsize
+        begin, end = end, end + math.prod(tensor.shape) * types[name].itemsize
         header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (begin, end)}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for name in order:
-        file.write(np.ascontiguousarray(tensors[name].read(), _TYPES[tensors[name].dtype]).data)
-
-
-def _check_files(folder: Path, names: Iterable[str]) -> None:
-    """Raise UsageError where a folder stands in a file's place: half of the files could be replaced, half not."""
-    for name in names:
-        if (folder / name).is_dir():
-            raise UsageError(f"{folder / name}: is a folder, where a file must be written", hint=PLACE)
+        file.write(np.ascontiguousarray(tensors[name].read(), types[name]).data)
 
 
 def _sync(folder: Path) -> None:

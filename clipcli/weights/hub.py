@@ -9,22 +9,20 @@ handed over to its cache once it is whole. What is there already is `fetch.py`'s
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub import constants as hub_constants
-from huggingface_hub.errors import (
-    FileMetadataError,
-)
+from huggingface_hub.errors import FileMetadataError
 from huggingface_hub.file_download import are_symlinks_supported, http_get
 from huggingface_hub.utils import (  # type: ignore[attr-defined]
     WeakFileLock,
@@ -37,40 +35,31 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 from clipcli.errors import ModelError
 from clipcli.weights import open_clip, transformers
 from clipcli.weights.catalog import Entry, size_text
-from clipcli.weights.hub_cache import (
-    PREPROCESSING,
-    VOCABULARY,
-    Wanted,
-    hub_cache,
-    is_complete,
-    mark_absent,
-    snapshot,
-    storage,
-)
+from clipcli.weights.hub_cache import VOCABULARY, Wanted, hub_cache, mark_absent, storage
 from clipcli.weights.hub_errors import NETWORK, explain, is_cut, no_room
+from clipcli.weights.transformers import PREPROCESSING
 
 log = logging.getLogger("clipcli")
 
 _VOCABULARIES = (("vocab.json", VOCABULARY), (VOCABULARY,), ("tokenizer.json",), ("bpe_simple_vocab_16e6.txt.gz",))
 
 
-def download(wanted: Wanted, entry: Entry | None, *, vocabulary: bool = True, progress: bool = False) -> Downloaded:
-    """Get what is missing of a model, and say before what it is. Raises ModelError."""
+def download(
+    wanted: Wanted, folder: Path | None, entry: Entry | None, *, vocabulary: bool, progress: bool
+) -> tuple[Path, str | None]:
+    """Get what is missing of a model, and say before what it is: its folder, and the licence that was named.
+
+    `folder`: where it lies, if all but perhaps the vocabulary is there: another tool may have got that. Raises
+    ModelError.
+    """
     with _conversation(wanted, progress):
-        return _Download(wanted).run(entry, vocabulary)
+        return _Download(wanted).run(folder, entry, vocabulary)
 
 
 def download_file(wanted: Wanted, name: str) -> Path:
     """Get one small file of a repository. Raises ModelError."""
     with _conversation(wanted, progress=False):
         return _Download(wanted).get(name, wanted.revision)
-
-
-class Downloaded(NamedTuple):
-    """The folder of a model in the cache, and the licence that was named."""
-
-    folder: Path
-    licence: str | None
 
 
 class _Download:
@@ -85,18 +74,16 @@ class _Download:
         endpoint = (os.environ.get("HF_ENDPOINT") or hub_constants.ENDPOINT).rstrip("/")
         self.api = HfApi(endpoint=endpoint, **self.us)
 
-    def run(self, entry: Entry | None, vocabulary: bool) -> Downloaded:
-        folder = snapshot(self.wanted)
-        whole = folder is not None and is_complete(folder)  # another tool may have got all but the vocabulary
+    def run(self, folder: Path | None, entry: Entry | None, vocabulary: bool) -> tuple[Path, str | None]:
         info = self.api.model_info(
             self.wanted.repo,
-            revision=folder.name if folder is not None and whole else self.wanted.revision,
+            revision=folder.name if folder else self.wanted.revision,
             files_metadata=True,
             timeout=hub_constants.HF_HUB_ETAG_TIMEOUT,
         )
         sizes = {file.rfilename: file.size for file in info.siblings or []}
         weights: list[str] = []
-        if folder is None or not whole:
+        if folder is None:
             folder, weights = self._model(sizes)
         words: tuple[str, ...] = ()
         if vocabulary:
@@ -110,11 +97,9 @@ class _Download:
             _announce(self.wanted, size, self.cache, licence)
             self._check_room(size)
         for name in missing:
-            if name in words:
-                self.get(name, folder.name)
-            else:
-                self._get_large(name, folder.name)
-        return Downloaded(folder, licence)
+            get = self.get if name in words else self._get_large
+            get(name, folder.name)
+        return folder, licence
 
     def _model(self, names: Collection[str]) -> tuple[Path, list[str]]:
         """The folder, with the configuration in it, and the names of the weights that belong there."""
@@ -133,21 +118,13 @@ class _Download:
 
     def get(self, name: str, revision: str) -> Path:
         """One file, as huggingface_hub gets it."""
-        return Path(
-            self.api.hf_hub_download(
-                self.wanted.repo,
-                name,
-                revision=revision,
-                cache_dir=self.cache,
-                etag_timeout=hub_constants.HF_HUB_ETAG_TIMEOUT,
-            )
-        )
+        repo, wait = self.wanted.repo, hub_constants.HF_HUB_ETAG_TIMEOUT
+        return Path(self.api.hf_hub_download(repo, name, revision=revision, cache_dir=self.cache, etag_timeout=wait))
 
-    def _get_large(self, name: str, commit: str) -> None:
+    def _get_large(self, name: str, commit: str) -> Path:
         """One file that may take several runs, checked against its hash before it is shown to anybody."""
         if not are_symlinks_supported(self.cache):  # there a file handed over would lie on the disk twice
-            self.get(name, commit)
-            return
+            return self.get(name, commit)
         url = hf_hub_url(self.wanted.repo, name, revision=commit, endpoint=self.api.endpoint)
         headers = build_hf_headers(**self.us)
         known = get_hf_file_metadata(url, timeout=hub_constants.HF_HUB_ETAG_TIMEOUT, headers=headers)
@@ -169,7 +146,7 @@ class _Download:
                     raise
                 self._check(part, etag)
                 part.replace(blobs / etag)
-        self.get(name, commit)  # finds the blob, and links it into the snapshot
+        return self.get(name, commit)  # finds the blob, and links it into the snapshot
 
     def _go_on(self, url: str, part: Path, headers: dict[str, str], size: int | None, name: str) -> None:
         """The rest of a file; all of it if what is there can't be its beginning."""
@@ -238,21 +215,18 @@ def _announce(wanted: Wanted, size: int, cache: Path, licence: str | None) -> No
 def _conversation(wanted: Wanted, progress: bool) -> Iterator[None]:
     """While it lasts, huggingface_hub's warnings are notices of ours, and what it raises becomes a ModelError."""
     theirs = logging.getLogger("huggingface_hub")
-    handlers, propagate, shown = theirs.handlers, theirs.propagate, not are_progress_bars_disabled()
+    handlers, propagate = theirs.handlers, theirs.propagate
+    shown = hub_constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
     theirs.handlers, theirs.propagate = [_Relay(logging.WARNING)], False
-    if not progress and shown and hub_constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+    if shown and not progress:
         disable_progress_bars()
     try:
         yield
-    except json.JSONDecodeError as error:
-        raise ModelError(
-            f"{wanted.name}: the server answers, but not as a Hub does", hint="check HF_ENDPOINT, and the proxy"
-        ) from error
-    except (NETWORK, OSError) as error:
+    except (NETWORK, OSError, JSONDecodeError) as error:
         raise explain(error, wanted) from error
     finally:
         theirs.handlers, theirs.propagate = handlers, propagate
-        if shown and hub_constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        if shown:
             enable_progress_bars()
 
 

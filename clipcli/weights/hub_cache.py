@@ -17,9 +17,9 @@ from pathlib import Path
 from clipcli.errors import ModelError
 from clipcli.tokenizer import find_vocabulary
 from clipcli.weights import open_clip, transformers
+from clipcli.weights.transformers import PREPROCESSING
 
 VOCABULARY = "merges.txt"
-PREPROCESSING = ("preprocessor_config.json", "processor_config.json")  # of the transformers layout
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -59,10 +59,10 @@ def snapshot(wanted: Wanted) -> Path | None:
 
 def is_complete(folder: Path) -> bool:
     """Whether a snapshot holds all that a model needs but its vocabulary."""
-    return weights_of(folder, open_clip.CONFIG, open_clip.WEIGHTS) or (
-        weights_of(folder, transformers.CONFIG, transformers.WEIGHTS)
-        and (any((folder / name).is_file() for name in PREPROCESSING) or is_absent(folder, PREPROCESSING[0]))
-    )
+    if _has_weights(folder, open_clip.CONFIG, open_clip.WEIGHTS):
+        return True
+    told = any((folder / name).is_file() for name in PREPROCESSING) or is_absent(folder, PREPROCESSING[0])
+    return told and _has_weights(folder, transformers.CONFIG, transformers.WEIGHTS)
 
 
 def has_vocabulary(folder: Path) -> bool:
@@ -70,7 +70,7 @@ def has_vocabulary(folder: Path) -> bool:
     return find_vocabulary(folder) is not None or is_absent(folder, VOCABULARY)
 
 
-def weights_of(folder: Path, config: str, names: tuple[str, ...]) -> bool:
+def _has_weights(folder: Path, config: str, names: tuple[str, ...]) -> bool:
     """Whether a configuration and one set of weights are there, of a sharded one all parts."""
     return (folder / config).is_file() and any(_is_whole(folder / name) for name in names)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from json import JSONDecodeError
 from typing import Any
 
 from huggingface_hub.errors import (
@@ -17,15 +18,15 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from clipcli.errors import ClipcliError, ModelError
+from clipcli.errors import ModelError
 from clipcli.weights import catalog
 from clipcli.weights.hub_cache import Wanted, hub_cache
 
 NETWORK: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library, which changed with huggingface_hub's versions
-_LOCAL_HINT = "check the connection and try again, or use a model on this disk: -m PATH, or -m tiny"
+_INSTEAD = "or use a model on this disk: -m PATH, or -m tiny"
 
 
-def explain(error: BaseException, wanted: Wanted) -> ClipcliError:
+def explain(error: BaseException, wanted: Wanted) -> ModelError:
     """One line for what went wrong, and a hint for what to do."""
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__  # "not here either" says less than why
@@ -44,8 +45,11 @@ def explain(error: BaseException, wanted: Wanted) -> ClipcliError:
         )
     if isinstance(error, RepositoryNotFoundError):
         what = "no such model on the Hub" if catalog.find_repo(wanted.repo) else "neither a path here nor on the Hub"
-        near = f"did you mean {' or '.join(catalog.near(name))}? " if catalog.near(name) else ""
-        return ModelError(f"{name}: {what}", hint=f"{near}if it is private: `hf auth login`, or set HF_TOKEN")
+        near = " or ".join(catalog.near(name))
+        hint = (f"did you mean {near}? " if near else "") + "if it is private: `hf auth login`, or set HF_TOKEN"
+        return ModelError(f"{name}: {what}", hint=hint)
+    if isinstance(error, FileMetadataError | JSONDecodeError):
+        return ModelError(f"{name}: the server answers, but not as a Hub does", hint="check HF_ENDPOINT, and the proxy")
     response = getattr(error, "response", None)
     if response is not None:
         return _explain_status(response, wanted)
@@ -56,42 +60,29 @@ def explain(error: BaseException, wanted: Wanted) -> ClipcliError:
         return ModelError(
             f"{name}: no permission to write to {hub_cache()}", hint="choose another folder with HF_HUB_CACHE"
         )
-    if isinstance(error, FileMetadataError):
-        return ModelError(f"{name}: the server answers, but not as a Hub does", hint="check HF_ENDPOINT, and the proxy")
     if isinstance(error, OSError) and number is not None and not isinstance(error, ConnectionError):
         return ModelError(f"{name}: {error.filename}: {os.strerror(number).lower()}", hint=f"look at {hub_cache()}")
     told = re.sub(r"\[Errno -?\d+\] ", "", " ".join(str(error).split())) or type(error).__name__
     return ModelError(
-        f"{name}: the Hub can't be reached ({told[:1].lower()}{told[1:160].rstrip('.')})", hint=_LOCAL_HINT
+        f"{name}: the Hub can't be reached ({told[:1].lower()}{told[1:160].rstrip('.')})",
+        hint=f"check the connection and try again, {_INSTEAD}",
     )
 
 
 def _explain_status(response: Any, wanted: Wanted) -> ModelError:
-    status, name = response.status_code, wanted.name
+    status, wait = response.status_code, response.headers.get("Retry-After", "")
+    what = f"the Hub answers {status}"
+    hint = "run it again (it may have just changed), and check HF_ENDPOINT if that is set"
     if status == 401:
-        return ModelError(
-            f"{name}: the Hub refuses the token (401)", hint="it is wrong or expired: `hf auth login`, or set HF_TOKEN"
-        )
-    if status == 403:
-        return ModelError(
-            f"{name}: the Hub gives no access (403)",
-            hint="see its page; a token of yours may lack the right to read it",
-        )
-    if status == 429:
-        wait = response.headers.get("Retry-After", "")
-        return ModelError(
-            f"{name}: too many requests for the Hub (429)",
-            hint=f"wait {f'{wait} s' if wait.isdigit() else 'some minutes'}; with a token (HF_TOKEN) more are allowed",
-        )
-    if status >= 500:
-        return ModelError(
-            f"{name}: the Hub is in trouble ({status})",
-            hint="try again in some minutes, or use a model on this disk: -m PATH, or -m tiny",
-        )
-    return ModelError(
-        f"{name}: the Hub answers {status}",
-        hint="run it again (it may have just changed), and check HF_ENDPOINT if that is set",
-    )
+        what, hint = "the Hub refuses the token (401)", "it is wrong or expired: `hf auth login`, or set HF_TOKEN"
+    elif status == 403:
+        what, hint = "the Hub gives no access (403)", "see its page; a token of yours may lack the right to read it"
+    elif status == 429:
+        what = "too many requests for the Hub (429)"
+        hint = f"wait {f'{wait} s' if wait.isdigit() else 'some minutes'}; with a token (HF_TOKEN) more are allowed"
+    elif status >= 500:
+        what, hint = f"the Hub is in trouble ({status})", f"try again in some minutes, {_INSTEAD}"
+    return ModelError(f"{wanted.name}: {what}", hint=hint)
 
 
 def no_room(wanted: Wanted, why: str) -> ModelError:

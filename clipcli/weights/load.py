@@ -11,9 +11,9 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Literal, get_args
 
 import numpy as np
@@ -29,7 +29,6 @@ from clipcli.weights.tensors import FLOATING, Array, Arrays, Tensor
 Part = Literal["image", "text"]
 Layout = Literal["open_clip", "transformers", "file"]
 _FINGERPRINT = "1"  # raise it when a fingerprint's meaning changes
-_IMAGE_PREFIX = "visual."
 MOST_SCALE = 1e4  # cosines are exact to 1e-5: beyond it scores are noise, and below 1 / MOST_SCALE all are equal
 
 
@@ -44,6 +43,7 @@ class Checkpoint:
     arrays: Arrays
     files: tuple[Path, ...]  # that hold the weights
     vocabulary: Path | None
+    projected: Checkpoint | None = None  # the original, where this one gives pooled features
 
     @property
     def logit_scale(self) -> float:
@@ -58,13 +58,16 @@ class Checkpoint:
 
     def tower(self, part: Part) -> dict[str, Array]:
         """The arrays of one tower as stored (fp16, fp32), by the names within it: `visual.` is taken off."""
-        return {name.removeprefix(_IMAGE_PREFIX): self.arrays[name] for name in self._names(part)}
+        return {name.removeprefix("visual."): self.arrays[name] for name in self._names(part)}
 
     def fingerprint(self, part: Part, store: Store) -> str:
         """The identity of a tower: its function, whatever layout, file or exact precision it came in.
 
         32 hex digits. Hashing the weights is remembered in `store` by the file's size and times.
         """
+        if self.projected is not None:  # what is remembered of the file stays the original's
+            original = self.projected.fingerprint(part, store)
+            return hashlib.blake2b(f"pooled {original}".encode(), digest_size=16).hexdigest()
         config = self.config.vision if part == "image" else self.config.text
         settings = {"kind": type(config).__name__, "tower": asdict(config)}
         if part == "image":
@@ -109,8 +112,8 @@ def load_checkpoint(
         raise UsageError(f"a head width of {head_width} makes no sense")
     kind = _kind(path)
     if kind == stat.S_IFDIR:
-        layout, read, weights = _layout(path)
-        config, tensors, files = read(path, weights)
+        layout, reader, weights = _layout(path)
+        config, tensors, files = reader.read(path, weights)
         _agree(path, config, activation, head_width)
     elif kind == stat.S_IFREG:
         layout, files = "file", (path,)
@@ -142,25 +145,20 @@ def _kind(path: Path) -> int:
     return kind
 
 
-Reader = Callable[[Path, Path], tuple[ClipConfig, dict[str, Tensor], tuple[Path, ...]]]
-
-
-def _layout(folder: Path) -> tuple[Layout, Reader, Path]:
+def _layout(folder: Path) -> tuple[Layout, ModuleType, Path]:
     """The layout of `folder`, its reader and its weights; open_clip's where both are complete."""
-    layouts: list[tuple[Layout, Reader, str, tuple[str, ...]]] = [
-        ("open_clip", open_clip.read, open_clip.CONFIG, open_clip.WEIGHTS),
-        ("transformers", transformers.read, transformers.CONFIG, transformers.WEIGHTS),
-    ]
+    layouts: dict[Layout, ModuleType] = {"open_clip": open_clip, "transformers": transformers}
     lacking = ""
-    for layout, read, config, names in layouts:
-        if not (folder / config).is_file():
+    for layout, reader in layouts.items():
+        config = folder / reader.CONFIG
+        if not config.is_file():
             continue
-        if layout == "transformers" and "model_type" not in read_fields(folder / config).values:
+        if reader is transformers and "model_type" not in read_fields(config).values:
             continue  # anybody's config.json
-        for name in names:
+        for name in reader.WEIGHTS:
             if (folder / name).is_file():
-                return layout, read, folder / name
-        lacking = lacking or f"{folder}: {config} is there, but no weights ({names[0]})"
+                return layout, reader, folder / name
+        lacking = lacking or f"{folder}: {config.name} is there, but no weights ({reader.WEIGHTS[0]})"
     entries = sorted(entry.name for entry in folder.iterdir())
     bare = [folder / name for name in entries if name.endswith((".safetensors", ".pt", ".pth", ".bin"))]
     bare = sorted((file for file in bare if file.is_file()), key=lambda file: -file.stat().st_size)
@@ -193,19 +191,16 @@ def _agree(path: Path, config: ClipConfig, activation: Activation | None, head_w
 def _complete(path: Path, config: ClipConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors that `config` asks for, no others. Raises one ModelError for all that is wrong."""
     expected = expected_shapes(config)
+    held = {name: tensors[name] for name in expected if name in tensors}
     problems = {
-        "missing": [name for name in expected if name not in tensors],
-        "unexpected": [name[:80] for name in tensors if name not in expected and not _harmless(name)],
+        "missing": [name for name in expected if name not in held],
+        "unexpected": [name[:80] for name in tensors if name not in held and not _harmless(name)],
         "misshaped": [
-            f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
-            for name, shape in expected.items()
-            if name in tensors and tensors[name].shape != shape
+            f"{name} {list(tensor.shape)} instead of {list(expected[name])}"
+            for name, tensor in held.items()
+            if tensor.shape != expected[name]
         ],
-        "not floating-point": [
-            f"{name} {tensors[name].dtype}"
-            for name in expected
-            if name in tensors and tensors[name].dtype not in FLOATING
-        ],
+        "not floating-point": [f"{name} {x.dtype}" for name, x in held.items() if x.dtype not in FLOATING],
     }
     if any(problems.values()):
         told = "; ".join(
@@ -219,7 +214,7 @@ def _complete(path: Path, config: ClipConfig, tensors: dict[str, Tensor]) -> dic
             if problems["not floating-point"]
             else "check that configuration and weights are of the same model, and complete",
         )
-    return {name: tensors[name] for name in expected}
+    return held
 
 
 def _harmless(name: str) -> bool:

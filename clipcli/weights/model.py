@@ -66,10 +66,10 @@ def load_model(  # noqa: PLR0913  # all have defaults
     checkpoint = load_checkpoint(
         located.path, activation=activation, head_width=head_width, vocabulary=words or located.vocabulary
     )
+    config = checkpoint.config
     if located.entry is not None and located.entry.resize_mode is not None:
-        preprocess = replace(checkpoint.config.preprocess, resize_mode=located.entry.resize_mode)
-        checkpoint = replace(checkpoint, config=replace(checkpoint.config, preprocess=preprocess))
-    checkpoint = replace(checkpoint, name=located.name)
+        config = replace(config, preprocess=replace(config.preprocess, resize_mode=located.entry.resize_mode))
+    checkpoint = replace(checkpoint, name=located.name, config=config)
     if located.entry is catalog.TINY:
         log.warning("tiny is a small model for trying out; default: %s", catalog.DEFAULT)
     return Model(checkpoint, device=device, precision=precision, runtime=runtime, store=store or Store(None))
@@ -93,11 +93,12 @@ class Model:
     ) -> None:
         self.checkpoint = checkpoint
         self.store = store
-        self._asked = (device, precision)
         self._reference = reference
+        self._device = device
+        self._precision: Precision = "fp32" if precision == "auto" and self._no_cuda else precision
         self._onnx = None if reference else self._onnx_precision(runtime)
         if self._onnx:
-            self._asked = ("cpu", "fp32")  # the text tower, which stays torch's
+            self._device, self._precision = "cpu", "fp32"  # the text tower, which stays torch's
         self._begun = 0  # pictures that numpy encoded, and those that were too many for it
 
     def __repr__(self) -> str:
@@ -122,38 +123,36 @@ class Model:
 
     def _onnx_precision(self, runtime: Runtime) -> OnnxPrecision | None:
         """That of the image tower in ONNX Runtime; None: it is torch's. Raises UsageError."""
-        device, precision = self._asked
-        if runtime == "torch" and precision == "int8":
+        if runtime == "torch" and self._precision == "int8":
             raise UsageError("torch has no int8 here", hint="leave out --runtime torch, or use --precision fp32")
-        is_auto = runtime == "auto" and precision != "int8"
+        is_auto = runtime == "auto" and self._precision != "int8"
         if runtime == "torch" or (is_auto and not isinstance(self.config.vision, ResNetConfig)):
             return None
         from clipcli.weights import onnx_images
 
         if is_auto:  # it runs ResNets faster than torch does, ViTs not (benchmarks/runtime.py)
-            fits = precision in ("auto", "fp32") and self._is_cpu and onnx_images.is_installed()
-            return "fp32" if fits else None
-        return onnx_images.check(self.checkpoint, device, precision)
+            return "fp32" if self._is_plain_cpu and onnx_images.is_installed() else None
+        return onnx_images.check(self.checkpoint, self._device, self._precision)
 
     @cached_property
     def placement(self) -> Placement:
         """Where torch runs and in which precision: both towers, or the text tower where ONNX Runtime has the other."""
         from clipcli.model.device import place
 
-        return place(*self._asked)
+        return place(self._device, self._precision)
 
     @property
     def where(self) -> str:
         """Device and precision of the image tower in words, without torch where that is a CPU beyond doubt."""
         if self._onnx:
             return f"cpu, {self._onnx}, ONNX Runtime"
-        return "cpu, fp32" if self._is_cpu and self._asked[1] in ("auto", "fp32") else str(self.placement)
+        return "cpu, fp32" if self._is_plain_cpu else str(self.placement)
 
     @property
-    def _is_cpu(self) -> bool:
-        """Whether that is beyond doubt."""
-        device = self._asked[0]
-        return device == "cpu" or (device == "auto" and self._no_cuda and sys.platform != "darwin")
+    def _is_plain_cpu(self) -> bool:
+        """Whether that is beyond doubt, and fp32."""
+        on_cpu = self._device == "cpu" or (self._device == "auto" and self._no_cuda and sys.platform != "darwin")
+        return on_cpu and self._precision == "fp32"
 
     @property
     def precision(self) -> str:
@@ -172,10 +171,7 @@ class Model:
     @property
     def text_arithmetic(self) -> str:
         """The same of the text tower, which is always torch's."""
-        precision = self._asked[1]
-        if precision == "auto" and self._no_cuda:
-            precision = "fp32"
-        return f"torch-{self.placement.precision if precision == 'auto' else precision}"
+        return f"torch-{self.placement.precision if self._precision == 'auto' else self._precision}"
 
     @cached_property
     def image_fingerprint(self) -> str:
@@ -219,8 +215,7 @@ class Model:
     @property
     def _no_cuda(self) -> bool:
         """Whether it runs on no CUDA device, as far as that is known without torch."""
-        device = self._asked[0]
-        return device in ("cpu", "mps") or (device == "auto" and _cuda_is_ruled_out())
+        return self._device in ("cpu", "mps") or (self._device == "auto" and _cuda_is_ruled_out())
 
     def encode_image(self, pixels: NDArray[np.uint8]) -> Vectors:
         """Map pictures [B, 3, size, size] (uint8, RGB) to unit embeddings [B, embed_dim] (fp32).
@@ -242,7 +237,7 @@ class Model:
     @property
     def ahead(self) -> int:
         """How many batches may be begun before the first of them is waited for: none but on CUDA."""
-        return self._images.ahead if self.on_cuda else 0
+        return 2 * len(self.placement.devices) if self.on_cuda else 0
 
     @property
     def busy(self) -> dict[str, float]:
@@ -262,14 +257,8 @@ class Model:
 
     def _are_few(self, pictures: int, vision: ViTConfig) -> bool:
         """Whether numpy does so many more pictures before torch would be imported, and the same numbers come out."""
-        device, precision = self._asked
-        if (
-            self._onnx
-            or "torch" in sys.modules
-            or device == "mps"
-            or precision not in ("auto", "fp32")
-            or not self._no_cuda
-        ):
+        is_for_torch = self._device == "mps" or not self._no_cuda or self._precision != "fp32"
+        if self._onnx or "torch" in sys.modules or is_for_torch:
             return False
         from clipcli.model import plain
 

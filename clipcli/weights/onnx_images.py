@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -67,18 +67,13 @@ def check(checkpoint: Checkpoint, device: str, precision: str) -> OnnxPrecision:
 class OnnxImages:
     """A checkpoint's image tower at work. `folder` is the cache's, or None where nothing is to be kept."""
 
-    ahead = 0  # batches are done when `submit` returns
+    busy: ClassVar[dict[str, float]] = {}  # of devices beside the CPU
 
     def __init__(self, checkpoint: Checkpoint, precision: OnnxPrecision, fingerprint: str, folder: Path | None) -> None:
         self.checkpoint = checkpoint
         self.precision = precision
         self._fingerprint = fingerprint
         self._folder = folder
-
-    @property
-    def busy(self) -> dict[str, float]:
-        """Nothing: it is asked of devices beside the CPU."""
-        return {}
 
     def submit(self, pixels: NDArray[np.uint8]) -> Callable[[], Vectors]:
         """Encode pictures [B, 3, size, size] (uint8, RGB) to unit rows [B, embed_dim] (fp32), which come when called.

@@ -11,14 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcli.model.config import (
-    Activation,
-    ClipConfig,
-    Preprocess,
-    ResNetConfig,
-    TextConfig,
-    ViTConfig,
-)
+from clipcli.model.config import Activation, ClipConfig, Preprocess, ResNetConfig, TextConfig, ViTConfig
 from clipcli.weights.fields import Fields, read_fields
 
 if TYPE_CHECKING:
@@ -34,66 +27,40 @@ WEIGHTS = (
 
 # Settings that may stand there: the values that change nothing, or None where none does at inference.
 Allowed = Mapping[str, Collection[Any] | None]
+_UNSET, _OFF, _ANY = (), (False,), None
 _MODEL: Allowed = {
-    "timm_model_name": (),
-    "multimodal_cfg": (),
-    "init_logit_bias": (),
-    "logit_bias": (),
-    "custom_text": (False,),
-    "nonscalar_logit_scale": (False,),
-    "init_logit_scale": None,
-    "cast_dtype": None,
-    "output_dict": None,
+    **dict.fromkeys(("timm_model_name", "multimodal_cfg", "init_logit_bias", "logit_bias"), _UNSET),
+    **dict.fromkeys(("custom_text", "nonscalar_logit_scale"), _OFF),
+    **dict.fromkeys(("init_logit_scale", "cast_dtype", "output_dict"), _ANY),
 }
 _TOWER: Allowed = {
-    "ls_init_value": (),
+    "ls_init_value": _UNSET,
     "act_kwargs": ({},),
     "norm_kwargs": ({}, {"eps": 1e-5}),
-    "final_ln_after_pool": (False,),
-    "output_tokens": None,
     "block_type": ("default",),
-    "qk_norm": (False,),
-    "scaled_cosine_attn": (False,),
-    "scale_heads": (False,),
-    "scale_attn_inner": (False,),
-    "scale_attn": (False,),
-    "scale_fc": (False,),
+    **dict.fromkeys(("scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"), _OFF),
+    **dict.fromkeys(("final_ln_after_pool", "qk_norm", "scaled_cosine_attn"), _OFF),
+    "output_tokens": _ANY,
 }
 _VISION: Allowed = {
     **_TOWER,
-    "timm_model_name": (),
-    "timm_model_pretrained": None,
-    "timm_pool": None,
-    "timm_proj": None,
-    "timm_proj_bias": None,
-    "timm_drop": None,
-    "timm_drop_path": None,
-    "patch_dropout": None,
-    "attentional_pool": (False,),
-    "attn_pooler_queries": None,
-    "attn_pooler_heads": None,
-    "global_average_pool": (False,),
-    "input_patchnorm": (False,),
-    "no_ln_pre": (False,),
+    "timm_model_name": _UNSET,
     "pos_embed_type": ("learnable",),
     "pool_type": ("tok",),
+    **dict.fromkeys(("attentional_pool", "global_average_pool", "input_patchnorm", "no_ln_pre"), _OFF),
+    **dict.fromkeys(("timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop"), _ANY),
+    **dict.fromkeys(("timm_drop_path", "patch_dropout", "attn_pooler_queries", "attn_pooler_heads"), _ANY),
 }
 _TEXT: Allowed = {
     **_TOWER,
-    "hf_model_name": (),
-    "hf_model_pretrained": None,
-    "hf_pooler_type": None,
-    "hf_proj_type": None,
-    "hf_tokenizer_name": None,  # says where a tokenizer lies; ours lies beside the weights
+    "hf_model_name": _UNSET,
     "tokenizer_kwargs": ({},),
     "pool_type": ("argmax",),
     "proj_type": ("linear",),
-    "proj_bias": (False,),
-    "no_causal_mask": (False,),
-    "embed_cls": (False,),
-    "correct_cls_mask": None,
-    "pad_id": None,
-    "eos_id": None,
+    **dict.fromkeys(("proj_bias", "no_causal_mask", "embed_cls"), _OFF),
+    "hf_tokenizer_name": _ANY,  # says where a tokenizer lies; ours lies beside the weights
+    **dict.fromkeys(("hf_model_pretrained", "hf_pooler_type", "hf_proj_type"), _ANY),
+    **dict.fromkeys(("correct_cls_mask", "pad_id", "eos_id"), _ANY),
 }
 _PREPROCESS: Allowed = {"mode": ("RGB",), "fill_color": (0,)}
 
@@ -168,9 +135,5 @@ def _preprocess(fields: Fields, image_size: int) -> Preprocess:
         raise fields.wrong("size", f"the model's {image_size}")
     mode: Any = fields.choice("resize_mode", "shortest", "longest", "squash")
     interpolation: Any = fields.choice("interpolation", "bicubic", "bilinear")
-    return Preprocess(
-        mean=fields.mean("mean"),
-        std=fields.std("std"),
-        resize_mode=mode,
-        interpolation=interpolation,
-    )
+    mean, std = fields.colours("mean", Preprocess.mean), fields.colours("std", Preprocess.std, least=1e-3)
+    return Preprocess(mean, std, mode, interpolation)

@@ -10,15 +10,7 @@ import math
 from pathlib import Path
 
 from clipcli.errors import ModelError, NotPlainClip, UsageError
-from clipcli.model.config import (
-    Activation,
-    ClipConfig,
-    Preprocess,
-    ResNetConfig,
-    Shape,
-    TextConfig,
-    ViTConfig,
-)
+from clipcli.model.config import Activation, ClipConfig, Preprocess, ResNetConfig, Shape, TextConfig, ViTConfig
 from clipcli.weights import open_clip, transformers
 from clipcli.weights.fields import PLAIN_CLIP
 from clipcli.weights.tensors import Tensor, read_tensors
@@ -42,12 +34,12 @@ def read(path: Path, activation: Activation | None, head_width: int | None) -> t
     tensors = read_tensors(path)
     if all(name.startswith("module.") for name in tensors):  # saved from a parallel wrapper
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    if transformers.is_transformers(tensors):
+    if "text_model.embeddings.token_embedding.weight" in tensors:  # transformers' names
         tensors = transformers.rename(tensors)
     for prefix, what in _FOREIGN.items():
         if any(name.startswith(prefix) for name in tensors):
             raise NotPlainClip(f"{path}: holds `{prefix}`: {what}, not a plain CLIP", hint=PLAIN_CLIP)
-    told = {name: int(tensors[name].read()) for name in SCALARS if _is_scalar(tensors.get(name))}
+    told = {name: tensors[name].read().item() for name in SCALARS if _is_scalar(tensors.get(name))}
     if len(told) == len(SCALARS):
         activation, head_width = activation or "quick_gelu", head_width or 64
     if activation is None:

@@ -7,33 +7,20 @@ fingerprints and the store work as they do with any other. Its text tower is of 
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from hashlib import blake2b
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
 from clipcli.model.config import ResNetConfig
-from clipcli.store.database import Store
-from clipcli.weights.load import Checkpoint, Part
+from clipcli.weights.load import Checkpoint
 from clipcli.weights.model import Model
 from clipcli.weights.tensors import Arrays, Tensor
 
 
-@dataclass(frozen=True)
-class _Pooled(Checkpoint):
-    """A checkpoint without its projection. What is remembered of its file stays that of the original."""
-
-    original: Checkpoint
-
-    def fingerprint(self, part: Part, store: Store) -> str:
-        """The identity of a tower, which follows from the original's."""
-        return blake2b(f"pooled {self.original.fingerprint(part, store)}".encode(), digest_size=16).hexdigest()
-
-
 def is_pooled(model: Model) -> bool:
     """Whether `model` gives pooled features."""
-    return isinstance(model.checkpoint, _Pooled)
+    return model.checkpoint.projected is not None
 
 
 def pooled(model: Model) -> Model:
@@ -49,7 +36,7 @@ def pooled(model: Model) -> Model:
 
 
 def _without_projection(checkpoint: Checkpoint) -> Checkpoint:
-    config, arrays = checkpoint.config, checkpoint.arrays
+    config = checkpoint.config
     is_resnet = isinstance(config.vision, ResNetConfig)
     width = config.vision.width * (32 if is_resnet else 1)
     identity = Tensor((width, width), "F32", lambda: np.eye(width, dtype=np.float32))
@@ -57,7 +44,5 @@ def _without_projection(checkpoint: Checkpoint) -> Checkpoint:
     if is_resnet:
         nothing = Tensor((width,), "F32", lambda: np.zeros(width, np.float32))
         changed = {"visual.attnpool.c_proj.weight": identity, "visual.attnpool.c_proj.bias": nothing}
-    given = {field: getattr(checkpoint, field) for field in Checkpoint.__dataclass_fields__}
-    kept = {name: Tensor(arrays.shape(name), arrays.dtype(name), partial(arrays.__getitem__, name)) for name in arrays}
-    given |= {"config": replace(config, embed_dim=width), "arrays": Arrays(kept | changed)}
-    return _Pooled(**given, original=checkpoint)
+    arrays = Arrays({**checkpoint.arrays.tensors, **changed})
+    return replace(checkpoint, config=replace(config, embed_dim=width), arrays=arrays, projected=checkpoint)

@@ -20,13 +20,10 @@ from clipcli.model.config import ClipConfig, ResNetConfig, Shape, ViTConfig, exp
 from clipcli.tokenizer import Tokenizer
 from clipcli.weights.folder import CARD, IDS, SPECIAL_TOKENS, TRAINING, Content, write_folder
 from clipcli.weights.open_clip import CONFIG, WEIGHTS
-from clipcli.weights.tensors import Array, Tensor
+from clipcli.weights.tensors import NUMPY, Array, Tensor
 from clipcli.weights.vocabulary import as_json, vocabulary_files
 
 Weights = Mapping[str, Array]
-
-_COUNTER = "num_batches_tracked"  # of BatchNorm: only training looks at it, but open_clip insists
-_NUMPY = {"F16": "<f2", "F32": "<f4"}
 
 
 def save_model(
@@ -112,7 +109,8 @@ def stored(config: ClipConfig, arrays: Weights, kinds: Mapping[str, str]) -> dic
     """The tensors of `config`, to be stored as `kinds` says (F16, F32), none read yet; and BatchNorm's counters."""
     tensors = {name: _cast(arrays, name, shape, kinds[name]) for name, shape in expected_shapes(config).items()}
     if isinstance(config.vision, ResNetConfig):
-        counters = [name.replace("running_mean", _COUNTER) for name in tensors if name.endswith("running_mean")]
+        means = [name for name in tensors if name.endswith("running_mean")]
+        counters = [name.replace("running_mean", "num_batches_tracked") for name in means]  # open_clip insists
         tensors |= {name: Tensor((), "I64", partial(_counted, arrays, name)) for name in counters}
     return tensors
 
@@ -137,7 +135,7 @@ def _cast(arrays: Weights, name: str, shape: Shape, kind: str) -> Tensor:
         if array.shape != shape:
             raise ModelError(f"`{name}` is {list(array.shape)}, but the configuration says {list(shape)}")
         with np.errstate(over="ignore"):
-            array = array.astype(_NUMPY[kind])
+            array = array.astype(NUMPY[kind])
         if not np.isfinite(array).all():
             raise ModelError(f"`{name}` holds numbers that are not finite in {kind.replace('F', 'fp')}")
         return array

@@ -20,7 +20,7 @@ from clipcli.errors import ModelError
 from clipcli.model.config import Shape
 
 FLOATING = {"F16", "BF16", "F32", "F64"}
-_NUMPY = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}  # all that is ever read
+NUMPY = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}  # all that is ever read or written
 _LFS = b"version https:/"
 _LONGEST_HEADER = 100_000_000  # bytes; more is no safetensors file
 
@@ -40,27 +40,27 @@ class Arrays(Mapping[str, Array]):
     """Lazy tensors as numpy arrays: indexing reads one. bfloat16, which numpy lacks, comes out as float32."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
+        self.tensors = tensors
         self.touched: set[str] = set()  # names whose numbers were asked for
 
     def __getitem__(self, name: str) -> Array:
-        tensor = self._tensors[name]
+        tensor = self.tensors[name]
         self.touched.add(name)
         return tensor.read()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self.tensors)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self.tensors)
 
     def shape(self, name: str) -> Shape:
         """The shape of a tensor, without reading it."""
-        return self._tensors[name].shape
+        return self.tensors[name].shape
 
     def dtype(self, name: str) -> str:
         """The type that a tensor's numbers are stored in: F16, BF16, F32, F64."""
-        return self._tensors[name].dtype
+        return self.tensors[name].dtype
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -120,7 +120,7 @@ def mapped(data: Array, dtype: str, shape: Shape, start: int, strides: tuple[int
     """The tensor at byte `start` of `data`; `strides` in bytes. numpy checks that it lies within `data`."""
 
     def read() -> Array:
-        array: Array = np.ndarray(shape, _NUMPY[dtype], data, start, strides)
+        array: Array = np.ndarray(shape, NUMPY[dtype], data, start, strides)
         if dtype == "BF16":  # the upper half of a float32
             return (array.astype("<u4") << 16).view("<f4")
         return array

@@ -112,10 +112,7 @@ def _read_zip(path: Path) -> tuple[Any, Locate]:
                 f"{path}: a zip archive that torch didn't write",
                 hint="give the weight file itself, or a folder with a configuration and weights",
             )
-        if not {info.compress_type for info in members.values()} <= {
-            zipfile.ZIP_STORED,
-            zipfile.ZIP_DEFLATED,
-        }:
+        if not {info.compress_type for info in members.values()} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
             raise ValueError("an unusual compression")
         if members[indexes[0]].file_size > _INDEX_LIMIT:
             raise ModelError(f"{path}: its index is {members[indexes[0]].file_size:,} bytes long, which no CLIP needs")

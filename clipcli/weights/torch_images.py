@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from clipcli.errors import ModelError
 from clipcli.model.clip import build_image_tower
+from clipcli.model.config import Preprocess
 from clipcli.model.device import Placement
 from clipcli.model.fast import fast
 
@@ -41,11 +42,6 @@ class TorchImages:
         self.reference = reference
         self._most = sys.maxsize  # pictures in a batch, once memory was short
         self._turn = 0
-
-    @property
-    def ahead(self) -> int:
-        """How many batches may be begun before the first of them is waited for."""
-        return 2 * len(self.placement.devices) if self.placement.device.type == "cuda" else 0
 
     @property
     def busy(self) -> dict[str, float]:
@@ -112,22 +108,15 @@ class TorchImages:
         tower: nn.Module = plain if usual else fast(plain, pack=packed)
         if usual or not packed:
             tower.to(device, dtype)
-        preprocess = self.checkpoint.config.preprocess
-        return Tower(tower, device, dtype, preprocess.mean, preprocess.std)
+        return Tower(tower, device, dtype, self.checkpoint.config.preprocess)
 
 
 class Tower:
     """One device's copy of the tower, with what makes numbers of pixels."""
 
-    def __init__(
-        self,
-        tower: nn.Module,
-        device: torch.device,
-        dtype: torch.dtype,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-    ) -> None:
+    def __init__(self, tower: nn.Module, device: torch.device, dtype: torch.dtype, preprocess: Preprocess) -> None:
         self.tower, self._device, self.dtype = tower, device, dtype
+        mean, std = preprocess.mean, preprocess.std
         self._mean, self._std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (mean, std))
         self.seconds = (0.0, 0.0)  # of copies and of forward passes, on CUDA
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]

@@ -11,13 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcli.errors import ModelError
-from clipcli.model.config import (
-    Activation,
-    ClipConfig,
-    Preprocess,
-    TextConfig,
-    ViTConfig,
-)
+from clipcli.model.config import Activation, ClipConfig, Preprocess, TextConfig, ViTConfig
 from clipcli.weights.fields import Fields, read_fields, short
 
 if TYPE_CHECKING:
@@ -30,6 +24,7 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+PREPROCESSING = ("preprocessor_config.json", "processor_config.json")
 # theirs -> ours, for names in whole, towers, and parts of the name within a tower; `export` reads them backwards
 WHOLE = {"visual_projection.weight": "visual.proj", "text_projection.weight": "text_projection"}
 TOWERS = {"vision_model.": "visual.", "text_model.": ""}
@@ -60,11 +55,6 @@ def read(folder: Path, weights: Path) -> tuple[ClipConfig, dict[str, Tensor], tu
     for file in files:
         tensors |= read_tensors(file)
     return config, rename(tensors), files
-
-
-def is_transformers(tensors: dict[str, Tensor]) -> bool:
-    """Whether a state dict carries transformers' names."""
-    return "text_model.embeddings.token_embedding.weight" in tensors
 
 
 def rename(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -109,7 +99,8 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
     rows, *rest = parts[0].shape
     kinds = {part.dtype for part in parts}
-    dtype = min(kinds) if len(kinds) == 1 or not kinds <= FLOATING else "F32"
+    foreign = kinds - FLOATING  # by whose name it is refused
+    dtype = "F32" if len(kinds) > 1 and not foreign else min(foreign or kinds)
     return Tensor((rows * len(parts), *rest), dtype, read)
 
 
@@ -130,7 +121,7 @@ def read_config(folder: Path) -> ClipConfig:
     fields = read_fields(folder / CONFIG)
     if fields.values.get("model_type") != "clip":
         raise fields.foreign("model_type")
-    vision, text = _tower(fields, "vision_config"), _tower(fields, "text_config")
+    vision, text = tower(fields, "vision_config"), tower(fields, "text_config")
     size = vision.integer("image_size", 224)
     if vision.integer("num_channels", 3) != 3:
         raise vision.foreign("num_channels")
@@ -153,7 +144,7 @@ def read_config(folder: Path) -> ClipConfig:
     )
 
 
-def _tower(fields: Fields, key: str) -> Fields:
+def tower(fields: Fields, key: str) -> Fields:
     """A tower's section; older files say the same, or more, again under `…_dict`."""
     section, older = fields.section(key), fields.section(f"{key}_dict")
     return Fields(fields.path, key, {**section.values, **older.values})
@@ -178,12 +169,17 @@ def _transformer(fields: Fields, *, width: int, heads: int) -> dict[str, Any]:
     }
 
 
+def read_preprocessing(folder: Path) -> Fields:
+    """What is told of how pictures are prepared; empty where no file tells it. Raises ModelError."""
+    for name in PREPROCESSING:
+        if (folder / name).is_file():
+            fields = read_fields(folder / name)
+            return fields if name == PREPROCESSING[0] else fields.section("image_processor")
+    return Fields(folder, "", {})
+
+
 def _preprocess(folder: Path, image_size: int) -> Preprocess:
-    fields = Fields(folder, "", {})
-    if (path := folder / "preprocessor_config.json").is_file():
-        fields = read_fields(path)
-    elif (path := folder / "processor_config.json").is_file():
-        fields = read_fields(path).section("image_processor")
+    fields = read_preprocessing(folder)
     for key in ("do_resize", "do_rescale", "do_normalize"):
         if not fields.flag(key, True):
             raise fields.foreign(key)
@@ -198,8 +194,8 @@ def _preprocess(folder: Path, image_size: int) -> Preprocess:
     if not squash and not fields.flag("do_center_crop", True):
         raise fields.foreign("do_center_crop")
     return Preprocess(
-        mean=fields.mean("image_mean"),
-        std=fields.std("image_std"),
+        mean=fields.colours("image_mean", Preprocess.mean),
+        std=fields.colours("image_std", Preprocess.std, least=1e-3),
         resize_mode="squash" if squash else "shortest",
         interpolation="bilinear" if resample == 2 else "bicubic",
     )

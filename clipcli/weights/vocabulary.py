@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from clipcli.tokenizer import END_OF_WORD, ENDS, STARTS, Tokenizer
-from clipcli.weights.folder import IDS, MERGES, SPECIAL_TOKENS, TOKENIZER, TOKENIZER_CONFIG
+from clipcli.weights.folder import IDS, SPECIAL_TOKENS, TOKENIZER_CONFIG
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
@@ -29,9 +29,9 @@ def vocabulary_files(tokenizer: Tokenizer, context_length: int) -> dict[str, byt
     }
     merges = tokenizer.merges
     return {
-        MERGES: "".join(f"{line}\n" for line in ["#version: 0.2", *merges]).encode(),
+        "merges.txt": "".join(f"{line}\n" for line in ["#version: 0.2", *merges]).encode(),
         IDS: as_json(tokenizer.ids),
-        TOKENIZER: as_json(_tokenizer(tokenizer, merges)),
+        "tokenizer.json": as_json(_tokenizer(tokenizer, merges)),
         TOKENIZER_CONFIG: as_json(settings),
         SPECIAL_TOKENS: as_json(special),
     }
