@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -221,8 +221,8 @@ def test_towers() -> None:
     config = resnet.clip_config(600)
     assert config.vision == ResNetConfig(64, (1, 2, 3, 4), 24, 12)
     assert config.text.heads == 4
-    assert vit.changed(heads=6).clip_config(9).vision.heads == 6
-    assert vit.changed(width=16, text_width=8).clip_config(9).vision.heads == 1
+    assert replace(vit, heads=6).clip_config(9).vision.heads == 6
+    assert replace(vit, width=16, text_width=8).clip_config(9).vision.heads == 1
 
 
 def test_sizes_over_the_run() -> None:
@@ -241,7 +241,7 @@ def test_canvases() -> None:
 def test_differences() -> None:
     config = TrainConfig()
     assert config.differences(TrainConfig()) == []
-    assert config.differences(config.changed(eval_every=2.0, save_minutes=1.0, keep_gb=1.0, compile=True)) == []
+    assert config.differences(replace(config, eval_every=2.0, save_minutes=1.0, keep_gb=1.0, compile=True)) == []
     others = TrainConfig.read(None, OTHERS)
     assert set(config.differences(others)) == OTHERS.keys() - {"eval_every", "save_minutes", "keep_gb", "compile"}
-    assert config.differences(config.changed(seed=1, batch_size=2)) == ["batch_size", "seed"]
+    assert config.differences(replace(config, seed=1, batch_size=2)) == ["batch_size", "seed"]

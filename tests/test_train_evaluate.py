@@ -8,6 +8,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -298,7 +299,7 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
 @pytest.fixture
 def trainer(opened: Model, tmp_path: Path) -> Iterator[Trainer]:
     feed = held_out([str(into_classes(pictures(tmp_path / "all", 8, (32, 32)), [*LABELS[:4]] * 2, tmp_path / "set"))])
-    state = State(feed.config.changed(seed=4, sizes=(16,), size_until=(0.5,)), "", "", step=1, best=0.625)
+    state = State(replace(feed.config, seed=4, sizes=(16,), size_until=(0.5,)), "", "", step=1, best=0.625)
     yield Trainer(CLIP(opened.config), opened.config, opened.tokenizer, feed, state, [Template("<>")], CPU)
 
 

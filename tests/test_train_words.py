@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ def test_seed_step_and_place_decide() -> None:
     whole = words.captions(pairs, 4, ALONE)
     assert words.captions(pairs, 4, ALONE) == whole == Words(config, TWO).captions(pairs, 4, ALONE)
     assert words.captions(pairs, 5, ALONE) != whole
-    assert Words(config.changed(seed=6), TWO).captions(pairs, 4, ALONE) != whole
+    assert Words(replace(config, seed=6), TWO).captions(pairs, 4, ALONE) != whole
     for rank in range(3):
         assert words.captions(pairs[rank::3], 4, Share(rank, 3)) == whole[rank::3]
     assert [text for text, _ in whole] == AS_EVER  # runs go on with another version's code

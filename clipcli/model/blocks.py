@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipcli.model.config import Activation
+from clipcli.model.config import Activation, TextConfig, ViTConfig
 
 
 def noise(*shape: int, std: float) -> nn.Parameter:
@@ -92,12 +92,12 @@ class MLP(nn.Module):
 class ResidualAttentionBlock(nn.Module):
     """Attention, then the MLP; each normalised before and added after."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, activation: Activation, *, causal: bool) -> None:
+    def __init__(self, config: ViTConfig | TextConfig, *, causal: bool) -> None:
         super().__init__()
-        self.ln_1 = LayerNorm(width)
-        self.attn = Attention(width, heads, causal=causal)
-        self.ln_2 = LayerNorm(width)
-        self.mlp = MLP(width, mlp_width, activation)
+        self.ln_1 = LayerNorm(config.width)
+        self.attn = Attention(config.width, config.heads, causal=causal)
+        self.ln_2 = LayerNorm(config.width)
+        self.mlp = MLP(config.width, config.mlp_width, config.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, N, width] to [B, N, width]."""
@@ -108,13 +108,9 @@ class ResidualAttentionBlock(nn.Module):
 class Transformer(nn.Module):
     """A stack of residual attention blocks."""
 
-    def __init__(
-        self, width: int, layers: int, heads: int, mlp_width: int, activation: Activation, *, causal: bool
-    ) -> None:
+    def __init__(self, config: ViTConfig | TextConfig, *, causal: bool) -> None:
         super().__init__()
-        self.resblocks = nn.Sequential(
-            *(ResidualAttentionBlock(width, heads, mlp_width, activation, causal=causal) for _ in range(layers))
-        )
+        self.resblocks = nn.Sequential(*(ResidualAttentionBlock(config, causal=causal) for _ in range(config.layers)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, N, width] to [B, N, width]."""

@@ -91,7 +91,7 @@ def expected_shapes(config: ClipConfig) -> dict[str, Shape]:
         **{f"visual.{name}": shape for name, shape in image.items()},
         "token_embedding.weight": (text.vocab_size, text.width),
         "positional_embedding": (text.context_length, text.width),
-        **_transformer_shapes("transformer", text.layers, text.width, text.mlp_width),
+        **_transformer_shapes(text),
         **_norm_shapes("ln_final", text.width),
         "text_projection": (text.width, config.embed_dim),
         "logit_scale": (),
@@ -106,14 +106,12 @@ def _linear_shapes(name: str, inputs: int, outputs: int) -> dict[str, Shape]:
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
 
-def _transformer_shapes(name: str, layers: int, width: int, mlp_width: int) -> dict[str, Shape]:
+def _transformer_shapes(config: ViTConfig | TextConfig) -> dict[str, Shape]:
+    width, mlp_width = config.width, config.mlp_width
     shapes: dict[str, Shape] = {}
-    for block in (f"{name}.resblocks.{i}" for i in range(layers)):
+    for block in (f"transformer.resblocks.{i}" for i in range(config.layers)):
         shapes |= _norm_shapes(f"{block}.ln_1", width)
-        shapes |= {
-            f"{block}.attn.in_proj_weight": (3 * width, width),
-            f"{block}.attn.in_proj_bias": (3 * width,),
-        }
+        shapes |= {f"{block}.attn.in_proj_weight": (3 * width, width), f"{block}.attn.in_proj_bias": (3 * width,)}
         shapes |= _linear_shapes(f"{block}.attn.out_proj", width, width)
         shapes |= _norm_shapes(f"{block}.ln_2", width)
         shapes |= _linear_shapes(f"{block}.mlp.c_fc", width, mlp_width)
@@ -129,7 +127,7 @@ def _vit_shapes(vit: ViTConfig, embed_dim: int) -> dict[str, Shape]:
         "proj": (vit.width, embed_dim),
         "conv1.weight": (vit.width, 3, vit.patch_size, vit.patch_size),
         **_norm_shapes("ln_pre", vit.width),
-        **_transformer_shapes("transformer", vit.layers, vit.width, vit.mlp_width),
+        **_transformer_shapes(vit),
         **_norm_shapes("ln_post", vit.width),
     }
 

@@ -51,8 +51,10 @@ def place(device: str = "auto", precision: Precision = "auto") -> Placement:
     """Decide where and how to compute. `device`: auto, cpu, mps, cuda (all there are), or cuda:N. Raises UsageError."""
     chosen = _device(device)
     others = tuple(torch.device("cuda", i) for i in range(1, torch.cuda.device_count())) if chosen.index is None else ()
-    decided = _auto_precision(chosen) if precision == "auto" else precision
-    return Placement(chosen, decided, others if chosen.type == "cuda" else ())
+    if precision == "auto":
+        fast_half = chosen.type == "cuda" and torch.cuda.get_device_capability(chosen) >= (7, 0)
+        precision = "fp16" if fast_half else "fp32"
+    return Placement(chosen, precision, others if chosen.type == "cuda" else ())
 
 
 def _device(name: str) -> torch.device:
@@ -61,17 +63,9 @@ def _device(name: str) -> torch.device:
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise UsageError(f'unknown device "{name}"', hint="one of auto, cpu, cuda, cuda:N, mps")
     device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        hint = (
-            "the torch that is installed sees no CUDA device" if not count else f"cuda:0 to cuda:{count - 1} are there"
-        )
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        hint = f"cuda:0 to cuda:{count - 1} are there" if count else "the torch that is installed sees no CUDA device"
         raise UsageError(f'device "{name}" is not there', hint=hint)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError('device "mps" is not there', hint="use --device cpu")
     return device
-
-
-def _auto_precision(device: torch.device) -> str:
-    fast_half = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
-    return "fp16" if fast_half else "fp32"

@@ -22,7 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from clipcli.model.blocks import ResidualAttentionBlock, positions
 from clipcli.model.clip import ImageTower
-from clipcli.model.products import BlockProducts, Product, norm
+from clipcli.model.products import BlockProducts, JointProducts, Product, norm
 from clipcli.model.resnet import Bottleneck, ModifiedResNet
 from clipcli.model.vit import VisionTransformer
 
@@ -86,12 +86,8 @@ class FastViT(_Fast):
         return norm(self.last(x, batch), self.ln_post) @ self.proj
 
 
-class FastBlock(BlockProducts):
+class FastBlock(JointProducts):
     """A residual attention block over rows [B * N, width], which it may change in place."""
-
-    def __init__(self, block: ResidualAttentionBlock, *, pack: bool) -> None:
-        super().__init__(block, pack=pack)
-        self.qkv = Product(block.attn.in_proj_weight, block.attn.in_proj_bias, pack=pack)
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
         """What the plain block makes of `x`."""

@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipcli.model.blocks import ResidualAttentionBlock
-from clipcli.model.products import BlockProducts, Product, norm
+from clipcli.model.products import JointProducts, norm
 from clipcli.model.text import TextTransformer
 
 Row = tuple[int, ...]  # a prompt's token ids up to its end token
@@ -52,17 +51,14 @@ class Group:
 class FastText(nn.Module):
     """The text tower's parts as `encode` uses them. With `pack` it stays on the CPU, in fp32 (`products`)."""
 
+    blocks: Sequence[JointProducts]
+
     def __init__(self, tower: TextTransformer, *, pack: bool = False) -> None:
         super().__init__()
         self.token_embedding, self.positional_embedding = tower.token_embedding, tower.positional_embedding
-        self.blocks = nn.ModuleList(_Block(block, pack=pack) for block in tower.transformer.resblocks)  # type: ignore[arg-type]
+        blocks = [JointProducts(block, pack=pack) for block in tower.transformer.resblocks]  # type: ignore[arg-type]
+        self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.ln_final, self.text_projection = tower.ln_final, tower.text_projection
-
-
-class _Block(BlockProducts):
-    def __init__(self, block: ResidualAttentionBlock, *, pack: bool) -> None:
-        super().__init__(block, pack=pack)
-        self.qkv = Product(block.attn.in_proj_weight, block.attn.in_proj_bias, pack=pack)
 
 
 def encode(tower: FastText, ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
@@ -154,12 +150,11 @@ def _lay(rows: Sequence[Row], device: torch.device) -> _Rows:
 @torch.inference_mode()
 def _prefix(tower: FastText, prefix: Row) -> list[Kept | None]:
     """The keys and values of each block for tokens that prompts begin with."""
-    blocks = _blocks(tower)
-    past: list[Kept | None] = [None] * len(blocks)
+    past: list[Kept | None] = [None] * len(tower.blocks)
     if prefix:
         rows = _lay([prefix], tower.text_projection.device)
         x = _embed(tower, rows, 0)
-        for depth, block in enumerate(blocks):
+        for depth, block in enumerate(tower.blocks):
             x, past[depth] = _block(block, x, rows, None)
     return past
 
@@ -170,15 +165,11 @@ def _rests(tower: FastText, batch: Sequence[Row], past: Sequence[Kept | None]) -
     start = past[0][0].shape[1] if past[0] else 0
     rows = _lay([row[start:] for row in batch], tower.text_projection.device)
     x = _embed(tower, rows, start)
-    *blocks, last = _blocks(tower)
+    *blocks, last = tower.blocks
     for block, kept in zip(blocks, past, strict=False):
         x, _ = _block(block, x, rows, kept)
     x, _ = _block(last, x, rows, past[-1], ends=True)  # [B, width]
     return norm(x, tower.ln_final) @ tower.text_projection
-
-
-def _blocks(tower: FastText) -> list[_Block]:
-    return cast("list[_Block]", [*tower.blocks])
 
 
 def _embed(tower: FastText, rows: _Rows, start: int) -> Tensor:
@@ -187,7 +178,9 @@ def _embed(tower: FastText, rows: _Rows, start: int) -> Tensor:
     return x + tower.positional_embedding[start + rows.places].to(x.dtype)
 
 
-def _block(block: _Block, x: Tensor, rows: _Rows, past: Kept | None, *, ends: bool = False) -> tuple[Tensor, Kept]:
+def _block(
+    block: JointProducts, x: Tensor, rows: _Rows, past: Kept | None, *, ends: bool = False
+) -> tuple[Tensor, Kept]:
     """Map tokens [T, width] that stand behind `past` to the same, or with `ends` to the last of each row [B, width].
 
     Also returns the keys and values of the first row.

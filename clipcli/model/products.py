@@ -38,9 +38,8 @@ class Product(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """New rows [R, out]."""
         if self.packed is not None:
-            return _onednn(
-                rows, self.packed, self.bias, self.activation, [], "none" if self.activation == "gelu" else ""
-            )
+            algorithm = "none" if self.activation == "gelu" else ""
+            return _onednn(rows, self.packed, self.bias, self.activation, [], algorithm)
         bias = rows.new_zeros(()) if self.bias is None else self.bias
         y = torch.addmm(bias, rows, self.weight.T, alpha=self.alpha)
         if self.activation == "gelu":
@@ -54,9 +53,8 @@ class Product(nn.Module):
             return _onednn.binary(rows, x, self.packed, self.bias, "add")
         if x.dtype == torch.float32:
             return x.add_(self.bias).addmm_(rows, self.weight.T, alpha=self.alpha)
-        return x.add_(
-            torch.addmm(self.bias, rows, self.weight.T, alpha=self.alpha)
-        )  # rounds `x` once, as plain towers do
+        # `x` is rounded once, as plain towers do
+        return x.add_(torch.addmm(self.bias, rows, self.weight.T, alpha=self.alpha))
 
 
 class BlockProducts(nn.Module):
@@ -82,6 +80,14 @@ class BlockProducts(nn.Module):
         return self.c_proj.onto(x, self.c_fc(norm(x, self.ln_2)))
 
 
+class JointProducts(BlockProducts):
+    """And the product that makes queries, keys and values."""
+
+    def __init__(self, block: ResidualAttentionBlock, *, pack: bool) -> None:
+        super().__init__(block, pack=pack)
+        self.qkv = Product(block.attn.in_proj_weight, block.attn.in_proj_bias, pack=pack)
+
+
 def norm(x: Tensor, layer: nn.LayerNorm) -> Tensor:
     """Layer normalisation, which sums in fp32 by itself."""
     return F.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
@@ -94,9 +100,5 @@ def packed(weight: Tensor) -> Tensor | None:
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
 
-def _operator() -> Any:
-    """What torch's own compiler calls for a linear layer on a CPU; it isn't in every build."""
-    return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch._C._has_mkldnn else None
-
-
-_onednn = _operator()
+# What torch's own compiler calls for a linear layer on a CPU; it isn't in every build.
+_onednn: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch._C._has_mkldnn else None

@@ -31,15 +31,8 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(outputs)
         self.downsample: nn.Module | None = None
         if stride > 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                OrderedDict(
-                    [
-                        ("-1", nn.AvgPool2d(stride)),
-                        ("0", nn.Conv2d(inputs, outputs, 1, bias=False)),
-                        ("1", nn.BatchNorm2d(outputs)),
-                    ]
-                )
-            )
+            conv, bn = nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+            self.downsample = nn.Sequential(OrderedDict({"-1": nn.AvgPool2d(stride), "0": conv, "1": bn}))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, inputs, H, W] to [B, 4 * planes, H / stride, W / stride]."""

@@ -27,9 +27,7 @@ class TextTransformer(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.positional_embedding = noise(config.context_length, config.width, std=0.01)
-        self.transformer = Transformer(
-            config.width, config.layers, config.heads, config.mlp_width, config.activation, causal=True
-        )
+        self.transformer = Transformer(config, causal=True)
         self.ln_final = LayerNorm(config.width)
         self.text_projection = noise(config.width, embed_dim, std=config.width**-0.5)
 

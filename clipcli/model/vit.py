@@ -20,9 +20,7 @@ class VisionTransformer(nn.Module):
         self.class_embedding = noise(config.width, std=scale)
         self.positional_embedding = noise(tokens, config.width, std=scale)
         self.ln_pre = LayerNorm(config.width)
-        self.transformer = Transformer(
-            config.width, config.layers, config.heads, config.mlp_width, config.activation, causal=False
-        )
+        self.transformer = Transformer(config, causal=False)
         self.ln_post = LayerNorm(config.width)
         self.proj = noise(config.width, embed_dim, std=scale)
 

@@ -43,13 +43,12 @@ away.{terms}
 {settings}
 """
 
-_INHERITED = " It goes on from `{init}`, and that model's terms hold for it too."
-
 
 def card(trainer: Trainer, request: Request) -> str:
     """Markdown."""
     config, clip = trainer.config, trainer.clip_config
     resnet = isinstance(clip.vision, ResNetConfig)
+    terms = f" It goes on from `{printable(config.init)}`, and that model's terms hold for it too."
     default = TrainConfig()
     changed = [f.name for f in fields(config) if getattr(config, f.name) != getattr(default, f.name)]
     return _TEXT.format(
@@ -69,7 +68,7 @@ def card(trainer: Trainer, request: Request) -> str:
         steps=trainer.steps,
         batch=config.batch_size,
         held=f"{trainer.state.best:.1%}" if len(trainer.feed.held) else "none were held out",
-        terms=_INHERITED.format(init=printable(config.init)) if config.init else "",
+        terms=terms if config.init else "",
         transformers="transformers has no CLIP with a ResNet."
         if resnet
         else "`clipcli models export FOLDER --layout transformers -o DIR` makes a copy that transformers reads.",

@@ -12,9 +12,9 @@ import sys
 import tomllib
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from clipcli.errors import UsageError
 from clipcli.model.config import Activation, ClipConfig, Preprocess, ResNetConfig, TextConfig, ViTConfig
@@ -207,10 +207,6 @@ class TrainConfig:
         free = {"eval_every", "save_minutes", "keep_gb", "compile"}
         mine, others = asdict(self), asdict(other)
         return [name for name in mine if name not in free and mine[name] != others[name]]
-
-    def changed(self, **changes: Any) -> TrainConfig:
-        """A copy with other values."""
-        return replace(self, **changes)
 
 
 def parse_setting(text: str) -> tuple[str, object]:

@@ -67,22 +67,20 @@ def read_set(name: str, path: str, config: ClipConfig, words: Mapping[str, Label
     return EvalSet(name, tuple(pairs), tuple(squares), tuple(failed))
 
 
+@dataclass(frozen=True, eq=False)
 class Evaluator:
     """Measures one model again and again, as its weights change."""
 
-    def __init__(
-        self, config: ClipConfig, tokenizer: Tokenizer, templates: Sequence[Template], device: torch.device
-    ) -> None:
-        self._config = config
-        self._tokenizer = tokenizer
-        self._templates = templates
-        self._device = device
+    config: ClipConfig
+    tokenizer: Tokenizer
+    templates: Sequence[Template]
+    device: torch.device
 
     def on_set(self, clip: CLIP, of: EvalSet, autocast: AbstractContextManager[object]) -> float:
         """Top-1 accuracy on a set."""
         places = (slice(i, i + BATCH) for i in range(0, len(of.pairs), BATCH))
         batches = (
-            (of.pairs[some], normalised(self._on_device(np.stack(of.pixels[some])), self._config.preprocess))
+            (of.pairs[some], normalised(self._on_device(np.stack(of.pixels[some])), self.config.preprocess))
             for some in places
         )
         with torch.no_grad(), autocast:
@@ -90,7 +88,7 @@ class Evaluator:
 
     def on_held_out(self, clip: CLIP, feed: Feed, autocast: AbstractContextManager[object]) -> float:
         """Top-1 accuracy on the pictures that the feed held out."""
-        size, preprocess = self._config.vision.image_size, self._config.preprocess
+        size, preprocess = self.config.vision.image_size, self.config.preprocess
         batches = (
             (s.pairs, centre_crop(self._on_device(s.canvas), self._on_device(s.aspect), size, preprocess))
             for s in feed.held_out(BATCH)
@@ -115,22 +113,22 @@ class Evaluator:
         prompts = [
             (place, template.text.replace("<>", pair.phrases[0]), template.weight)
             for place, pair in enumerate(classes)
-            for template in (self._templates if pair.label else _AS_IT_IS)
+            for template in (self.templates if pair.label else _AS_IT_IS)
         ]
-        owner = torch.tensor([place for place, _, _ in prompts], device=self._device)
-        heavy = torch.tensor([weight for _, _, weight in prompts], device=self._device)[:, None]
-        most = self._config.text.context_length
-        ids = [cut(row, most) for row in self._tokenizer(text for _, text, _ in prompts)]
-        weight = torch.zeros(len(classes), self._config.embed_dim, device=self._device)
+        owner = torch.tensor([place for place, _, _ in prompts], device=self.device)
+        heavy = torch.tensor([weight for _, _, weight in prompts], device=self.device)[:, None]
+        most = self.config.text.context_length
+        ids = [cut(row, most) for row in self.tokenizer(text for _, text, _ in prompts)]
+        weight = torch.zeros(len(classes), self.config.embed_dim, device=self.device)
         for start in range(0, len(ids), 4 * BATCH):
             some = ids[start : start + 4 * BATCH]
-            vectors = F.normalize(clip.encode_text(pad(some).to(self._device)).float(), dim=1)
+            vectors = F.normalize(clip.encode_text(pad(some).to(self.device)).float(), dim=1)
             here = slice(start, start + len(some))
             weight.index_add_(0, owner[here], heavy[here] * vectors)
         return F.normalize(weight, dim=1)
 
     def _on_device(self, array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+        return torch.from_numpy(array).to(self.device)
 
 
 def _class(pair: Pair) -> str:

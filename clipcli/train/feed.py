@@ -29,6 +29,7 @@ from clipcli.tasks.pairs import Pair, at_most, read_pairs, shards
 from clipcli.train.config import TrainConfig
 
 Canvas = tuple[NDArray[np.uint8], float]  # [3, C, C], width / height
+Decoded = tuple[Pair, Canvas | Failure | None]  # None: nobody wanted it any more
 Progress = Callable[[int], None]  # pairs found so far
 
 log = logging.getLogger("clipcli")
@@ -58,7 +59,7 @@ ALONE = Share()
 
 
 class Feed:
-    """The data of a run. `find` comes first; `pairs`, `failures`, `held` and `chosen` tell what it met."""
+    """The data of a run. `find` comes first; the attributes tell what it met."""
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class Feed:
         self.config = config
         self.size = config.canvas_size(image_size)
         self.share = share
+        self.kept = True  # all pictures lie in memory
         self.pairs: list[Pair] = []  # without bytes
         self.failures: list[Failure] = []  # each once
         self.held: NDArray[np.int64] = np.empty(0, np.int64)  # pairs that only choose the best weights
@@ -85,7 +87,7 @@ class Feed:
         self._strict = strict
         self._budget = Budget(MAX_MEMORY)
         self._starts: list[int] = []  # the first pair of each shard
-        self._blocks: list[NDArray[np.uint8]] | None = []
+        self._blocks: list[NDArray[np.uint8]] = []
         self._aspects: list[float] = []
         self._slots: list[int] = []  # where a pair's canvas is kept; -1: it can't be read
 
@@ -93,11 +95,6 @@ class Feed:
     def steps(self) -> int:
         """Steps in an epoch; what doesn't fill a batch waits for another epoch."""
         return len(self.chosen) // self.config.batch_size
-
-    @property
-    def kept(self) -> bool:
-        """Whether all pictures lie in memory."""
-        return self._blocks is not None
 
     def find(self, progress: Progress | None = None) -> None:
         """Read all of the data once. Raises UsageError where there is nothing to learn from."""
@@ -108,7 +105,7 @@ class Feed:
                 self.pairs.append(replace(pair, source=Source(pair.source.path)))
                 broken = self.kept and isinstance(canvas, Failure)  # what is read again is known to be broken then
                 self._slots.append(-1 if broken else len(self._aspects))
-                if isinstance(canvas, tuple):
+                if isinstance(canvas, tuple) and self.kept:
                     self._keep(*canvas)
                 if progress and not len(self.pairs) % 500:
                     progress(len(self.pairs))
@@ -123,49 +120,27 @@ class Feed:
                 "none of the data's pictures can be read", hint=f"{self.failures[0].path}: {self.failures[0].message}"
             )
         every = at_most(self._by_label(), config.max_per_label or len(self.pairs), config.seed)
-        order = np.random.default_rng((config.seed, 1)).permutation(np.asarray(sorted(every), np.int64))
+        order = np.random.default_rng((config.seed, 1)).permutation(np.asarray(every, np.int64))
         count = int(config.hold_out * len(order))
         self.held, self.chosen = np.sort(order[:count]), np.sort(order[count:])
         self._check()
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[Samples]:
         """The steps of an epoch after the first `skip`."""
-        size, (rank, world) = self.config.batch_size, (self.share.rank, self.share.world)
+        size, world = self.config.batch_size, self.share.world
         rng = np.random.default_rng((self.config.seed, 2, number))
-        if self._blocks is not None:
-            order = rng.permutation(self.chosen)
-            for step in range(skip, self.steps):
-                yield self.take(order[step * size + rank : (step + 1) * size : world])
-            return
-        mine = islice(self._stream(rng), rank, self.steps * size, world)
-        share = size // world
-        mine = islice(mine, skip * share, None)
-        waiting: list[tuple[Pair, Canvas | Failure | None]] = []
-        for item in self._canvases(mine):
-            waiting.append(item)
-            if len(waiting) == share:
-                yield _together(waiting)
-                waiting = []
-
-    def take(self, indices: NDArray[np.int64]) -> Samples:
-        """Kept pictures by their index."""
-        assert self._blocks is not None
-        slots = [self._slots[i] for i in indices]
-        canvas = np.stack([self._blocks[slot // _BLOCK][slot % _BLOCK] for slot in slots])
-        aspect = np.asarray([self._aspects[slot] for slot in slots], np.float32)
-        return Samples(tuple(self.pairs[i] for i in indices), canvas, aspect)
+        mine = (skip * size + self.share.rank, self.steps * size, world)  # first, end, step
+        if self.kept:
+            return _batches(self._taken(rng.permutation(self.chosen)[slice(*mine)]), size // world)
+        return _batches(self._canvases(islice(self._stream(rng), *mine)), size // world)
 
     def held_out(self, size: int) -> Iterator[Samples]:
         """The pictures that are not learned from, in batches."""
-        if self._blocks is not None:
-            for start in range(0, len(self.held), size):
-                yield self.take(self.held[start : start + size])
-            return
+        if self.kept:
+            return _batches(self._taken(self.held), size)
         wanted = set(self.held.tolist())
         pairs = (pair for shard in range(len(self.shards)) for i, pair in self._numbered(shard) if i in wanted)
-        good = ((pair, canvas) for pair, canvas in self._canvases(pairs) if isinstance(canvas, tuple))
-        while batch := list(islice(good, size)):
-            yield _together(batch)
+        return _batches((item for item in self._canvases(pairs) if isinstance(item[1], tuple)), size)
 
     def _check(self) -> None:
         size, world = self.config.batch_size, self.share.world
@@ -213,7 +188,7 @@ class Feed:
         """A shard's pairs and their indices. Read again, it may not have changed."""
         start = self._starts[shard]
         end = self._starts[shard + 1] if shard + 1 < len(self._starts) else len(self.pairs)
-        again = (item for item in read_pairs([self.shards[shard]], self._words) if isinstance(item, Pair))
+        again = self._read(self.shards[shard])
         for index, (pair, known) in enumerate(zip_longest(again, islice(self.pairs, start, end)), start):
             if not (pair and known and (pair.source.path, pair.phrases) == (known.source.path, known.phrases)):
                 hint = "--resume goes on from the last checkpoint where the data are as they were"
@@ -239,17 +214,19 @@ class Feed:
         for place in rng.permutation(len(buffer)):
             yield buffer[place]
 
-    def _canvases(
-        self, pairs: Iterator[Pair], wanted: Callable[[], bool] = lambda: True
-    ) -> Iterator[tuple[Pair, Canvas | Failure | None]]:
-        """Each pair with its canvas, in order, decoded by threads a little ahead. None: not `wanted` any more."""
+    def _taken(self, indices: NDArray[np.int64]) -> Iterator[Decoded]:
+        """Kept pictures."""
+        for index in indices:
+            slot = self._slots[index]
+            yield self.pairs[index], (self._blocks[slot // _BLOCK][slot % _BLOCK], self._aspects[slot])
+
+    def _canvases(self, pairs: Iterator[Pair], wanted: Callable[[], bool] = lambda: True) -> Iterator[Decoded]:
+        """Each pair with its canvas, in order, decoded by threads a little ahead as long as they are `wanted`."""
         with ThreadPoolExecutor(self._workers, thread_name_prefix="clipcli-train") as pool:
             ahead: deque[tuple[Pair, Future[Canvas | Failure | None]]] = deque()
             try:
                 for pair in pairs:
-                    ahead.append(
-                        (pair, pool.submit(lambda source: self._canvas(source) if wanted() else None, pair.source))
-                    )
+                    ahead.append((pair, pool.submit(self._canvas, pair.source, wanted)))
                     if len(ahead) > 32 * self._workers:
                         yield self._done(*ahead.popleft())
                 while ahead:
@@ -257,13 +234,15 @@ class Feed:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _done(self, pair: Pair, future: Future[Canvas | Failure | None]) -> tuple[Pair, Canvas | Failure | None]:
+    def _done(self, pair: Pair, future: Future[Canvas | Failure | None]) -> Decoded:
         canvas = future.result()
         if isinstance(canvas, Failure):
             self._failed(canvas)
         return pair, canvas
 
-    def _canvas(self, source: Source) -> Canvas | Failure:
+    def _canvas(self, source: Source, wanted: Callable[[], bool]) -> Canvas | Failure | None:
+        if not wanted():
+            return None
         with self._budget.share() as take:
             picture = open_picture(source, take=take)
             if isinstance(picture, Failure):
@@ -274,12 +253,10 @@ class Feed:
                 return Failure(source.path, FailureKind.TOO_LARGE, "not enough memory to resize it")
 
     def _keep(self, canvas: NDArray[np.uint8], aspect: float) -> None:
-        if self._blocks is None:
-            return
         number = len(self._aspects)
         most = int(self.config.keep_gb * 1e9 // canvas.nbytes)
         if number >= most:
-            self._blocks, self._aspects = None, []
+            self.kept, self._blocks, self._aspects = False, [], []
             return
         if not number % _BLOCK:
             self._blocks.append(np.empty((min(_BLOCK, most - number), *canvas.shape), np.uint8))
@@ -287,7 +264,12 @@ class Feed:
         self._aspects.append(aspect)
 
 
-def _together(items: Sequence[tuple[Pair, Canvas | Failure | None]]) -> Samples:
+def _batches(items: Iterator[Decoded], size: int) -> Iterator[Samples]:
+    for first in items:
+        yield _together([first, *islice(items, size - 1)])
+
+
+def _together(items: Sequence[Decoded]) -> Samples:
     """A batch. A picture that can't be read gives its place to a neighbour, so that all others keep theirs."""
     good = [(pair, canvas) for pair, canvas in items if isinstance(canvas, tuple)]
     if not good:

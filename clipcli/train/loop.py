@@ -15,32 +15,29 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipcli.errors import ClipcliError
 from clipcli.model.clip import CLIP
 from clipcli.model.config import ClipConfig
+from clipcli.model.device import DTYPES
 from clipcli.model.text import pad
 from clipcli.records import Template
-from clipcli.tasks.pairs import Pair
 from clipcli.tokenizer import Tokenizer, cut
 from clipcli.train import checkpoint
-from clipcli.train.augment import Mixing, augment, uniform
+from clipcli.train.augment import augment, uniform
 from clipcli.train.config import TrainConfig
-from clipcli.train.feed import Feed, Samples
+from clipcli.train.feed import Feed, Samples, Share
 from clipcli.train.loss import contrastive_loss, truth
 from clipcli.train.optim import Ema, learning_rate, optimiser
 from clipcli.train.words import Words
-
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -112,8 +109,8 @@ class Trainer:
         self.towers = self._over_devices(Towers(self.clip, compiled=self.config.compile))
         self.optimiser = optimiser(self.clip, self.config)
         self.ema = Ema(self.clip, self.config.ema) if self.config.ema else None
-        self.half = _HALF.get(precision_of(self.config, device))
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
+        self.dtype = DTYPES[precision_of(self.config, device)]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.steps = max(1, round(self.config.epochs * feed.steps))
 
     def run(self) -> Iterator[Step]:
@@ -169,22 +166,17 @@ class Trainer:
     def batch(self, samples: Samples, number: int) -> Batch:
         """Augmented pixels, captions and targets of the step `number`."""
         config, share = self.config, self.feed.share
-        numbers = uniform(config, number)[share.rank :: share.world]
+        arrays = (samples.canvas, samples.aspect, uniform(config, number)[share.rank :: share.world])
+        canvas, aspect, numbers = (torch.from_numpy(array).to(self.device) for array in arrays)
         size = config.image_size_at(number / self.steps, self.clip_config.vision.image_size)
-        pixels, mixing = augment(
-            torch.from_numpy(samples.canvas).to(self.device),
-            torch.from_numpy(samples.aspect).to(self.device),
-            torch.from_numpy(numbers).to(self.device),
-            size,
-            config,
-            self.clip_config.preprocess,
-        )
+        pixels, mixing = augment(canvas, aspect, numbers, size, config, self.clip_config.preprocess)
         captions = self.words.captions(samples.pairs, number, share)
         most = self.clip_config.text.context_length
         ids = [cut(row, most) for row in self.tokenizer(text for text, _ in captions)]
-        chosen = np.asarray([phrase for _, phrase in captions], np.int64)
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return Batch(pixels, ids, self._targets(samples.pairs, chosen, mixing))
+        targets = self._targets(samples, [phrase for _, phrase in captions], mixed=mixing is not None)
+        if targets is not None and mixing is not None:
+            targets = mixing.targets(targets)
+        return Batch(pixels.contiguous(memory_format=torch.channels_last), ids, targets)
 
     def gradients(self, batch: Batch) -> float:
         """Put the loss's gradient into the parameters' `.grad`; return the loss of the whole batch."""
@@ -197,18 +189,15 @@ class Trainer:
         image = torch.cat([x for x, _, _ in outputs]).detach().requires_grad_()
         text = torch.cat([x for _, x, _ in outputs]).detach().requires_grad_()
         log_scale = outputs[0][2].detach().requires_grad_()
-        targets = None if batch.targets is None else torch.cat(gather(batch.targets, share.world))
+        targets = None if batch.targets is None else gather(batch.targets, share)
         loss = contrastive_loss(
-            torch.cat(gather(image, share.world, share.rank)),
-            torch.cat(gather(text, share.world, share.rank)),
-            log_scale.exp(),
-            targets,
-            self.config.smoothing,
+            gather(image, share), gather(text, share), log_scale.exp(), targets, self.config.smoothing
         )
         at_image, at_text, at_scale = torch.autograd.grad(loss, [image, text, log_scale])
         for number, chunk in enumerate(chunks):
             last = number == len(chunks) - 1
-            with nullcontext() if last else self._alone():
+            # Devices exchange gradients with the last chunk alone.
+            with nullcontext() if last or share.world == 1 else self.towers.no_sync():  # type: ignore[operator]
                 outs = outputs[0] if whole else self._encode(batch, chunk)
                 # Each device has the gradient of the whole loss at its own embeddings: a sum over devices is wanted,
                 # and DistributedDataParallel takes the mean. The scale's is the same on all of them.
@@ -225,7 +214,6 @@ class Trainer:
     def averaged(self) -> Iterator[CLIP]:
         """The model with the weights that are kept, for evaluation."""
         own = {name: tensor.clone() for name, tensor in self.clip.state_dict().items()} if self.ema else {}
-        training = self.clip.training
         try:
             if self.ema is not None:
                 self.clip.load_state_dict(self.ema.state)
@@ -233,11 +221,11 @@ class Trainer:
         finally:
             if own:
                 self.clip.load_state_dict(own)
-            self.clip.train(training)
+            self.clip.train()
 
     def autocast(self) -> AbstractContextManager[object]:
         """The arithmetic of the run."""
-        return torch.autocast(self.device.type, self.half) if self.half else nullcontext()
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from the tensors of a checkpoint."""
@@ -266,40 +254,31 @@ class Trainer:
         )
 
     def _encode(self, batch: Batch, chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
-        ids, places = _distinct(batch.ids[chunk])
+        distinct: dict[tuple[int, ...], int] = {}
+        places = [distinct.setdefault(tuple(row), len(distinct)) for row in batch.ids[chunk]]
+        ids = pad(list(distinct)).to(self.device)
         with self.autocast():
-            return self.towers(batch.pixels[chunk], ids.to(self.device), places.to(self.device))  # type: ignore[no-any-return]
+            return self.towers(batch.pixels[chunk], ids, torch.tensor(places, device=self.device))  # type: ignore[no-any-return]
 
-    def _targets(self, pairs: Sequence[Pair], chosen: NDArray[np.int64], mixing: Mixing | None) -> Tensor | None:
-        """[b, B]: how far the captions of the whole batch are true of this device's pictures."""
-        share = self.feed.share
-        everywhere = torch.cat(gather(torch.from_numpy(chosen).to(self.device), share.world)).cpu().numpy()
+    def _targets(self, samples: Samples, chosen: Sequence[int], *, mixed: bool) -> Tensor | None:
+        """[b, B]: which captions of the whole batch are true of this device's pictures; None: of each its own."""
+        share, count = self.feed.share, len(chosen)
         if self.config.soft_targets:
-            rows = truth([self.words.true_of(pair) for pair in pairs], everywhere)
-        elif mixing is None and share.world == 1:
-            return None
+            everywhere = gather(torch.tensor(chosen, device=self.device), share).cpu().numpy()
+            rows = truth([self.words.true_of(pair) for pair in samples.pairs], everywhere)
+        elif mixed or share.world > 1:
+            rows = np.eye(count, count * share.world, share.rank * count, np.float32)
         else:
-            rows = np.zeros((len(pairs), len(everywhere)), np.float32)
-            rows[np.arange(len(pairs)), share.rank * len(pairs) + np.arange(len(pairs))] = 1
-        targets = torch.from_numpy(rows).to(self.device)
-        return targets if mixing is None else mixing.targets(targets)
+            return None
+        return torch.from_numpy(rows).to(self.device)
 
     def _over_devices(self, towers: Towers) -> nn.Module:
         if self.feed.share.world == 1:
             return towers
-        if self.device.type == "cuda":
-            towers = nn.SyncBatchNorm.convert_sync_batchnorm(towers)  # type: ignore[no-untyped-call]
-        devices = [self.device] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(towers, device_ids=devices)
-
-    def _alone(self) -> AbstractContextManager[object]:
-        """Gradients are exchanged with the last chunk, not here."""
-        towers = self.towers
-        return towers.no_sync() if isinstance(towers, nn.parallel.DistributedDataParallel) else nullcontext()
-
-    def summary(self) -> dict[str, object]:
-        """What `training.json` says."""
-        return {"settings": asdict(self.config), "steps": self.state.step, "seconds": round(self.state.seconds, 1)}
+        if self.device.type != "cuda":
+            return nn.parallel.DistributedDataParallel(towers)
+        towers = nn.SyncBatchNorm.convert_sync_batchnorm(towers)  # type: ignore[no-untyped-call]
+        return nn.parallel.DistributedDataParallel(towers, device_ids=[self.device])
 
 
 def precision_of(config: TrainConfig, device: torch.device) -> str:
@@ -316,15 +295,14 @@ def batch_norms(clip: CLIP) -> list[nn.Module]:
     return [module for module in clip.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
-def gather(x: Tensor, world: int, rank: int | None = None) -> list[Tensor]:
-    """The tensors of all devices, in order; with `rank`, this device's own keeps its graph."""
-    if world == 1:
-        return [x]
-    all_of_them = [torch.empty_like(x) for _ in range(world)]
-    dist.all_gather(all_of_them, x.detach().contiguous())
-    if rank is not None:
-        all_of_them[rank] = x
-    return all_of_them
+def gather(x: Tensor, share: Share) -> Tensor:
+    """The rows of all devices, in order; this device's own keep their graph."""
+    if share.world == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(share.world)]
+    dist.all_gather(parts, x.detach().contiguous())
+    parts[share.rank] = x
+    return torch.cat(parts)
 
 
 @contextmanager
@@ -347,10 +325,3 @@ def _demand_finite(value: float, what: str, number: int) -> None:
             f"the {what} of step {number + 1:,} is {value}",
             hint="the last checkpoint is good; try a lower learning_rate, a longer warmup or --set precision=fp32",
         )
-
-
-def _distinct(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """The distinct rows, padded to the longest [U, N], and the place of each row among them."""
-    places: dict[tuple[int, ...], int] = {}
-    index = [places.setdefault(tuple(row), len(places)) for row in ids]
-    return pad(list(places)), torch.tensor(index)

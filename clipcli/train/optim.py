@@ -7,7 +7,6 @@ section 2.5), a linear warm-up, then a cosine to zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +48,9 @@ def optimiser(clip: CLIP, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
         {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
     ]
+    fused = clip.logit_scale.device.type in ("cpu", "cuda")
     return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=_can_fuse(named)
+        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=fused
     )
 
 
@@ -94,7 +94,3 @@ class Ema:
             else:
                 self.state[name].copy_(tensor)
         torch._foreach_lerp_(mine, theirs, 1 - decay)
-
-
-def _can_fuse(named: Iterable[tuple[str, Tensor]]) -> bool:
-    return all(p.device.type in ("cpu", "cuda") for _, p in named)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import csv
 import re
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -28,11 +28,11 @@ from clipcli.train import checkpoint
 from clipcli.train.card import card
 from clipcli.train.config import TrainConfig
 from clipcli.train.evaluate import EvalSet, Evaluator, read_set
-from clipcli.train.feed import ALONE, Feed, Share
+from clipcli.train.feed import ALONE, Feed, Progress, Share
 from clipcli.train.loop import Step as Step
 from clipcli.train.loop import Trainer, precision_of
 from clipcli.train.optim import freeze, initialise
-from clipcli.train.vocabulary import train_vocabulary
+from clipcli.train.vocabulary import HEADER, train_vocabulary
 from clipcli.train.warm import warm_text
 from clipcli.train.words import Words, examples
 from clipcli.weights.folder import check_new_folder
@@ -47,8 +47,6 @@ HELD_OUT = "held_out"  # the name of the column
 COLUMNS = ("step", "epoch", "seconds", "loss", "scale", "learning_rate", "image_size", "pictures_per_second", HELD_OUT)
 _LINES_AN_EPOCH = 20
 _STEP = re.compile("[0-9]{1,18}")
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -113,10 +111,10 @@ def train(request: Request, config: TrainConfig, progress: Progress | None = Non
     if earlier:
         checkpoint.check_settings(earlier[0], config, request.output)
     check_new_folder(request.output, CONFIG, force=True)  # now, not after the first hour
+    is_first = request.share.rank == 0
     with _enough_memory():
         trainer, run = _prepare(request, config, earlier, progress)
         feed = trainer.feed
-        feed.failures += [failure for some in run.sets for failure in some.failed]
         try:
             yield Ready(
                 len(feed.chosen),
@@ -129,15 +127,15 @@ def train(request: Request, config: TrainConfig, progress: Progress | None = Non
                 trainer.steps,
                 trainer.state.step,
             )
-            if run.first:
+            if is_first:
                 run.begin()
             for step in trainer.run():
                 # Before it is told: what a step leads to is never skipped.
-                events = run.after(step) if run.first else []
+                events = run.after(step) if is_first else []
                 yield step
                 yield from events
         except GeneratorExit:
-            if run.first and trainer.state.step:
+            if is_first and trainer.state.step:
                 trainer.save(request.output)
             raise
 
@@ -154,45 +152,44 @@ def _enough_memory() -> Iterator[None]:
         raise ClipcliError("not enough memory for this training", hint=hint) from error
 
 
+@dataclass(eq=False)
 class _Run:
     """What the first device does between steps: evaluate, keep the best, log, save."""
 
-    def __init__(
-        self, request: Request, trainer: Trainer, evaluator: Evaluator, sets: Sequence[EvalSet], vocabulary: str | Path
-    ) -> None:
-        self.trainer = trainer
-        self.sets = sets
-        self.first = request.share.rank == 0
-        self._request = request
-        self._evaluator = evaluator
-        self._vocabulary = vocabulary
-        self._saved = time.monotonic()
-        self._log = _Log(request.output / LOG, request.sets)
+    request: Request
+    trainer: Trainer
+    evaluator: Evaluator
+    sets: Sequence[EvalSet]
+    vocabulary: str | Path
+    log: _Log
+    saved: float = field(default_factory=time.monotonic)
 
     def begin(self) -> None:
         """Make the folder ready: of an older run that is begun anew, nothing is left to go on from."""
-        if not self._request.resume:
-            checkpoint.remove(self._request.output)
-        self._log.begin(self.trainer.state.step)
+        if not self.request.resume:
+            checkpoint.remove(self.request.output)
+        self.log.begin(self.trainer.state.step)
 
     def after(self, step: Step) -> list[Event]:
         """What a step leads to."""
-        trainer, config, epoch = self.trainer, self.trainer.config, self.trainer.feed.steps
-        losses, events = trainer.state.losses, list[Event]()
-        losses.append(step.loss)
-        last = step.number == trainer.steps
+        config, state, epoch = self.trainer.config, self.trainer.state, self.trainer.feed.steps
+        events: list[Event] = []
+        state.losses.append(step.loss)
+        last = step.number == step.steps
         if last or step.number % max(1, round(config.eval_every * epoch)) == 0:
             accuracy = self._measure()
-            best = self._is_best(accuracy)
+            reached = accuracy.get(HELD_OUT, float(step.number))  # without held-out pictures the latest are best
+            best = reached >= state.best
             if best:
+                state.best = reached
                 self._keep()
-            self._log.write(step, trainer.state.seconds, losses, accuracy)
+            self.log.write(step, state, accuracy)
             events.append(Evaluated(step.number, step.epoch, accuracy, best))
         elif step.number % max(1, epoch // _LINES_AN_EPOCH) == 0:
-            self._log.write(step, trainer.state.seconds, losses, {})
-        if last or time.monotonic() - self._saved > 60 * config.save_minutes:
-            trainer.save(self._request.output)
-            self._saved = time.monotonic()
+            self.log.write(step, state, {})
+        if last or time.monotonic() - self.saved > 60 * config.save_minutes:
+            self.trainer.save(self.request.output)
+            self.saved = time.monotonic()
             events.append(Saved(step.number))
         return events
 
@@ -200,29 +197,20 @@ class _Run:
         trainer, accuracy = self.trainer, {}
         with trainer.averaged() as clip:
             if len(trainer.feed.held):
-                accuracy[HELD_OUT] = self._evaluator.on_held_out(clip, trainer.feed, trainer.autocast())
+                accuracy[HELD_OUT] = self.evaluator.on_held_out(clip, trainer.feed, trainer.autocast())
             for some in self.sets:
-                accuracy[some.name] = self._evaluator.on_set(clip, some, trainer.autocast())
+                accuracy[some.name] = self.evaluator.on_set(clip, some, trainer.autocast())
         return accuracy
 
-    def _is_best(self, accuracy: Mapping[str, float]) -> bool:
-        """Whether the weights are the best so far by the held-out pictures; without those the latest are."""
-        state = self.trainer.state
-        reached = accuracy.get(HELD_OUT, float(state.step))
-        if reached < state.best:
-            return False
-        state.best = reached
-        return True
-
     def _keep(self) -> None:
-        trainer = self.trainer
+        trainer, state = self.trainer, self.trainer.state
         save_model(
-            self._request.output,
+            self.request.output,
             trainer.clip_config,
             {name: tensor.detach().float().cpu().numpy() for name, tensor in trainer.weights().items()},
-            merges=self._vocabulary,
-            card=card(trainer, self._request),
-            training=trainer.summary(),
+            merges=self.vocabulary,
+            card=card(trainer, self.request),
+            training={"settings": asdict(state.config), "steps": state.step, "seconds": round(state.seconds, 1)},
             force=True,
         )
 
@@ -234,7 +222,11 @@ def _prepare(
     progress: Progress | None,
 ) -> tuple[Trainer, _Run]:
     device = place(request.device, "fp32").device
-    base = _base(request, config) if config.init else None
+    base: Model | None = None
+    if config.init:
+        base = load_model(
+            config.init, device="cpu", precision="fp32", vocabulary=request.vocabulary, offline=request.offline
+        )
     words = {label.name: label for label in request.words}
     templates = template_files.read([config.templates])
     eval_templates = template_files.read([config.eval_templates])
@@ -262,8 +254,10 @@ def _prepare(
     clip_config = base.config if base else config.clip_config(tokenizer.vocab_size)
     wanted = {} if request.share.rank else request.sets
     sets = [read_set(name, path, clip_config, words) for name, path in wanted.items()]
-    if request.strict and (failed := [failure for some in sets for failure in some.failed]):
+    failed = [failure for some in sets for failure in some.failed]
+    if request.strict and failed:
         raise PictureError(f"{failed[0].path}: {failed[0].message}", hint="without --strict it would be left out")
+    feed.failures += failed
     clip = _first_weights(clip_config, config, base).to(device)
     if not base and not earlier:
         warm_text(clip, tokenizer, Words(config, templates), feed, config)
@@ -271,22 +265,15 @@ def _prepare(
     if earlier:
         trainer.restore(earlier[1])
     evaluator = Evaluator(clip_config, tokenizer, eval_templates, device)
-    return trainer, _Run(request, trainer, evaluator, sets, base.vocabulary if base else state.merges)
-
-
-def _base(request: Request, config: TrainConfig) -> Model:
-    """The model to go on from."""
-    return load_model(
-        config.init, device="cpu", precision="fp32", vocabulary=request.vocabulary, offline=request.offline
-    )
+    log = _Log(request.output / LOG, [*COLUMNS, *request.sets])
+    return trainer, _Run(request, trainer, evaluator, sets, base.vocabulary if base else state.merges, log)
 
 
 def _merges(request: Request, config: TrainConfig, feed: Feed, templates: Sequence[Template]) -> str:
     """The text of a new model's `merges.txt`: the user's own vocabulary, or one learned from the captions."""
     if request.vocabulary is None:
         return train_vocabulary(examples(feed.pairs, templates), config.vocabulary_size)[0]
-    merges = Tokenizer.from_file(request.vocabulary).merges
-    return "".join(f"{line}\n" for line in ["#version: 0.2", *merges])
+    return "".join(f"{line}\n" for line in [HEADER, *Tokenizer.from_file(request.vocabulary).merges])
 
 
 def _first_weights(clip_config: ClipConfig, config: TrainConfig, base: Model | None) -> CLIP:
@@ -301,49 +288,49 @@ def _first_weights(clip_config: ClipConfig, config: TrainConfig, base: Model | N
     return clip
 
 
+@dataclass(frozen=True)
 class _Log:
     """`log.csv`: a line now and then, flushed; after a resume, what came after the checkpoint is dropped."""
 
-    def __init__(self, path: Path, sets: Iterable[str]) -> None:
-        self._path = path
-        self._columns = [*COLUMNS, *sets]
+    path: Path
+    columns: Sequence[str]
 
     def begin(self, step: int) -> None:
         """Keep the lines up to `step`, which the run goes on from."""
         rows: list[dict[str, str]] = []
         try:
-            if step and self._path.is_file():
-                with self._path.open(newline="", encoding="utf-8", errors="replace") as file:
+            if step and self.path.is_file():
+                with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
                     rows = [row for row in csv.DictReader(file) if _STEP.fullmatch(row.get("step") or "")]
                 rows = [row for row in rows if int(row["step"]) <= step]
         except (OSError, csv.Error) as error:
             hint = "move it away, and --resume begins a new one"
-            raise UsageError(f"{self._path}: not the log of a run", hint=hint) from error
-        self._write("w", rows, header=True)
+            raise UsageError(f"{self.path}: not the log of a run", hint=hint) from error
+        self._write("w", rows)
 
-    def write(self, step: Step, seconds: float, losses: list[float], accuracy: Mapping[str, float]) -> None:
-        """A line; `losses`, those since the last line, are used up."""
+    def write(self, step: Step, state: checkpoint.State, accuracy: Mapping[str, float]) -> None:
+        """A line; the losses since the last one are used up."""
         row = {
             "step": step.number,
             "epoch": f"{step.epoch:.4f}",
-            "seconds": f"{seconds:.1f}",
-            "loss": f"{sum(losses) / max(1, len(losses)):.5f}",
+            "seconds": f"{state.seconds:.1f}",
+            "loss": f"{sum(state.losses) / len(state.losses):.5f}",
             "scale": f"{step.scale:.4f}",
             "learning_rate": f"{step.learning_rate:.4e}",
             "image_size": step.image_size,
             "pictures_per_second": f"{step.pictures_per_second:.1f}",
             **{name: f"{value:.5f}" for name, value in accuracy.items()},
         }
-        losses.clear()
+        state.losses.clear()
         self._write("a", [row])
 
-    def _write(self, mode: str, rows: Sequence[Mapping[str, object]], *, header: bool = False) -> None:
+    def _write(self, mode: str, rows: Sequence[Mapping[str, object]]) -> None:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open(mode, newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, self._columns, extrasaction="ignore", lineterminator="\n")
-                if header:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open(mode, newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, self.columns, extrasaction="ignore", lineterminator="\n")
+                if mode == "w":
                     writer.writeheader()
                 writer.writerows(rows)
         except OSError as error:
-            raise cannot_write(self._path, error, "go on with --resume") from error
+            raise cannot_write(self.path, error, "go on with --resume") from error
