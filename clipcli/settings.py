@@ -11,6 +11,7 @@ does), and costs nothing where no file is. A file is somebody else's text: what 
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +80,8 @@ class SettingsFile:
         if value.startswith("~/"):
             return str(Path(value).expanduser())
         file = re.sub(r"(\.json)#.*$", r"\1", value)  # FILE.json#KEY
-        beside = self.path.parent / file
-        return str(self.path.parent / value) if file and self.path != LOCAL and _exists(beside) else value
+        is_beside = file and self.path != LOCAL and os.path.exists(self.path.parent / file)
+        return str(self.path.parent / value) if is_beside else value
 
 
 def places() -> list[Path]:
@@ -118,10 +119,3 @@ def _bad_toml(path: Path, text: str, message: str) -> UsageError:
     found = re.match(r"line (\d+), column (\d+)", place)
     line, hint = (int(found[1]), f"see column {found[2]}") if found else (text.rstrip("\n").count("\n") + 1, None)
     return UsageError(f"{path}:{line}: bad TOML: {what[:1].lower()}{what[1:]}", hint=hint or "the file ends too early")
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # no file can have such a name
-        return False

@@ -21,8 +21,8 @@ from test_archives import damage, packed, tar
 from clipcli.errors import UsageError
 from clipcli.images import stream as stream_module
 from clipcli.images.archives import Member, members
-from clipcli.images.find import Walk, check_inputs
-from clipcli.images.packed import Lookup, parted
+from clipcli.images.find import Walk, check_inputs, parted
+from clipcli.images.packed import Lookup
 from clipcli.images.stream import Prepared, batches
 from clipcli.records import Failure, FailureKind, Source
 

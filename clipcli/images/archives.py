@@ -23,12 +23,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from clipcli.images.find import HEAD, no_source, not_a_file
+from clipcli.images.find import HEAD, hidden, no_source, not_a_file
+from clipcli.images.find import is_archive as is_archive
 from clipcli.images.read import MAX_BYTES
 from clipcli.images.tar import BLOCK, FILES, LINKS, Damaged, Stream, header
 from clipcli.records import Failure, FailureKind
 
-ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
 MAX_RATIO = 200  # an archive that unpacks to more than this, and to more than MAX_BYTES, is a bomb
 
 # Long marks: a tar begins with a member's name, which may be "PKLot/1.jpg".
@@ -73,21 +73,9 @@ class _Rules:
         return Member(name, head + read(size - len(head)))
 
 
-def is_archive(path: str) -> bool:
-    """Whether the name ends as those of archives do."""
-    return path.lower().endswith(ENDINGS)
-
-
 def inside(path: str, name: str) -> str:
     """What a member is called in rows and messages."""
     return f"{path}::{name}"
-
-
-def hidden(name: str) -> bool:
-    """Whether a member, or a folder that it lies in, is hidden."""
-    if not name.startswith((".", "_")) and "/." not in name and "/_" not in name:
-        return False
-    return any(part == "__MACOSX" or (part[:1] == "." and part.strip(".")) for part in name.split("/"))
 
 
 def members(

@@ -76,7 +76,7 @@ def decode(path: str, data: bytes, policy: Pixels = "auto", take: Take = unlimit
             if picture.width * picture.height > MAX_PIXELS:
                 return Failure(path, FailureKind.TOO_LARGE, f"{picture.width} x {picture.height} pixels are too many")
             if policy == "auto" and (kind := heed(picture)):
-                return Failure(path, FailureKind.UNSUPPORTED, f"a kind of {name} that can't be decoded: {kind}")
+                return _undecodable(path, name, kind)
             take(memory_of(picture, data))
             picture.load()
             turn = orientation(picture)
@@ -108,15 +108,17 @@ def _failure(path: str, data: bytes, name: str | None, error: Exception) -> Fail
     if isinstance(error, UnidentifiedImageError) and name is None:
         return Failure(path, FailureKind.NOT_A_PICTURE, "no known picture format")
     if isinstance(error, NotImplementedError) or re.search(r"unsupported|not (supported|available)|unknown", text):
-        return Failure(
-            path, FailureKind.UNSUPPORTED, f"a kind of {name or 'picture'} that can't be decoded: {_brief(text)}"
-        )
+        return _undecodable(path, name, _brief(text))
     if _ends_early(data, name, text):
         return Failure(path, FailureKind.TRUNCATED, "the file ends before the picture does")
     if isinstance(error, UnidentifiedImageError) and name == "tiff" and "pixel mode" in (why_not(data) or ""):
-        return Failure(path, FailureKind.UNSUPPORTED, "a kind of tiff that can't be decoded: unknown pixel mode")
+        return _undecodable(path, name, "unknown pixel mode")
     reason = f": {_brief(text)}" if type(error) is OSError else ""  # what others say is for programmers
     return Failure(path, FailureKind.CORRUPT, f"damaged {name or 'picture'} data{reason}")
+
+
+def _undecodable(path: str, name: str | None, why: str) -> Failure:
+    return Failure(path, FailureKind.UNSUPPORTED, f"a kind of {name or 'picture'} that can't be decoded: {why}")
 
 
 def _brief(text: str) -> str:

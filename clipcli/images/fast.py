@@ -17,20 +17,19 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from clipcli.images.budget import BIG, MAX_PIXELS, Take, unlimited
 from clipcli.images.decode import decode, memory_of, orientation, settle_pillow, way_to_srgb
-from clipcli.images.resample import resample
+from clipcli.images.resample import Pixels, resample
 from clipcli.images.transform import MAX_RESIZED, Crop, padding, placed, resize_mode, transform
 from clipcli.model.config import Preprocess
 from clipcli.records import Failure
 
 LARGE = 1_000_000  # pixels; smaller pictures are quickly decoded in full, and sharper
+_T = Image.Transpose
+_SIDEWAYS = (_T.TRANSPOSE, _T.TRANSVERSE, _T.ROTATE_90, _T.ROTATE_270)
 SPARE = 2.5  # a picture that is decoded at less than its size remains so many times as large as the result
-
-Pixels = npt.NDArray[np.uint8]
 
 
 def fast_square(
@@ -68,9 +67,7 @@ def _plain_jpeg(data: bytes, mode: str, size: int, take: Take) -> Found | None:
     try:
         with Image.open(BytesIO(data), formats=("JPEG",)) as picture:
             stored, turn = picture.size, orientation(picture)
-            turned = turn in (Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE)
-            turned = turned or turn in (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270)
-            upright = (stored[1], stored[0]) if turned else stored
+            upright = stored[::-1] if turn in _SIDEWAYS else stored
             if picture.mode not in ("L", "RGB") or _is_huge(*upright, mode, size) or way_to_srgb(picture):
                 return None
             take(memory_of(picture, data))

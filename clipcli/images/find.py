@@ -53,6 +53,7 @@ _ENDING = re.compile(
     r"|png|pnm|ppm|psd|qoi|sgi|tga|tiff?|webp|x[bp]m)\Z",
     re.IGNORECASE,
 )
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
 
 
 def sniff(head: bytes) -> str | None:
@@ -64,6 +65,29 @@ def sniff(head: bytes) -> str | None:
 def named_like_a_picture(path: str) -> bool:
     """Whether the ending is one that pictures have."""
     return _ENDING.match(path, path.rfind(".")) is not None
+
+
+def is_archive(path: str) -> bool:
+    """Whether the name ends as those of archives do."""
+    return path.lower().endswith(_ARCHIVES)
+
+
+def parted(name: str) -> tuple[str, str] | None:
+    """The archive and the member that `name` means; None if there is no such archive."""
+    start = name.find("::")
+    while start >= 0:
+        path = name[:start]
+        if is_archive(path) and os.path.isfile(path):
+            return path, name[start + 2 :]
+        start = name.find("::", start + 1)
+    return None
+
+
+def hidden(member: str) -> bool:
+    """Whether a member of an archive, or a folder that it lies in, is hidden."""
+    if not member.startswith((".", "_")) and "/." not in member and "/_" not in member:
+        return False
+    return any(part == "__MACOSX" or (part[:1] == "." and part.strip(".")) for part in member.split("/"))
 
 
 def no_source(path: str, error: OSError | ValueError) -> Failure:
@@ -117,29 +141,24 @@ class Walk:
                 continue
             if stat.S_ISDIR(mode) and self.folders:
                 yield from self._folder(name)
-            elif stat.S_ISREG(mode) and _is_archive(name):
-                yield from self._archive(name)
+            elif stat.S_ISREG(mode) and is_archive(name):
+                from clipcli.images.packed import pictures
+
+                yield from pictures(name, self._wants, self._pass_over)
             else:
                 yield Source(name) if stat.S_ISREG(mode) else not_a_file(name, mode)
 
-    def _archive(self, path: str) -> Iterator[Source | Failure]:
-        from clipcli.images.packed import pictures
-
-        return pictures(path, self._wants, self._pass_over)
-
     def _member(self, name: str) -> Source | Failure | None:
         """What a name means that is no file's: a member of an archive, perhaps."""
-        from clipcli.images.packed import Lookup, parted
-
         if not (found := parted(name)):
             return None
         if self._lookup is None or self._lookup.path != found[0]:
+            from clipcli.images.packed import Lookup
+
             self._lookup = Lookup(found[0])
         return self._lookup.find(found[1])
 
     def _wants(self, member: str) -> bool:
-        from clipcli.images.archives import hidden
-
         below = member.removeprefix("./")
         pruned = (*self.exclude, *(f"{glob}/*" for glob in self.exclude))  # a folder above it, by its path
         return not (
@@ -168,7 +187,7 @@ class Walk:
                     mode = status.st_mode
                 if not stat.S_ISDIR(mode):
                     found = self._file(path, below, mode)
-                    archives += found is None and _is_archive(path)
+                    archives += found is None and is_archive(path)
                 elif (status.st_dev, status.st_ino) not in entered:  # else by a link, perhaps from within itself
                     with os.scandir(os.fsencode(path)) as entries:
                         names = sorted(((entry.name, _is_file(entry)) for entry in entries), reverse=True)
@@ -210,8 +229,6 @@ def check_inputs(inputs: Iterable[str]) -> None:
 
     Of `archive.tar::member`, the archive has to be there.
     """
-    from clipcli.images.packed import parted
-
     for name in inputs:
         if name != "-" and not os.path.lexists(name) and not parted(name):
             raise UsageError(f"{name}: no such file or folder", hint=_what_is_there(name))
@@ -231,12 +248,6 @@ def _what_is_there(name: str) -> str:
 def _leads_nowhere(error: OSError) -> bool:
     """Whether a link is dead, or its entry gone since the folder was read."""
     return isinstance(error, (FileNotFoundError, NotADirectoryError)) or error.errno == errno.ELOOP
-
-
-def _is_archive(path: str) -> bool:
-    from clipcli.images.archives import is_archive  # which imports this file
-
-    return is_archive(path)
 
 
 def _is_file(entry: os.DirEntry[bytes]) -> bool:

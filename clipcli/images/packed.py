@@ -7,10 +7,9 @@ bytes, or a `Failure`. A member is a picture by the same rules as a file in a fo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
-from clipcli.images.archives import Member, Wanted, inside, is_archive, members
+from clipcli.images.archives import Member, Wanted, inside, members
 from clipcli.images.find import named_like_a_picture, sniff
 from clipcli.records import Failure, FailureKind, Source
 
@@ -35,17 +34,6 @@ def pictures(path: str, wanted: Wanted, pass_over: Callable[[], None]) -> Iterat
             yield item
         else:
             pass_over()
-
-
-def parted(name: str) -> tuple[str, str] | None:
-    """The archive and the member that `name` means; None if there is no such archive."""
-    start = name.find("::")
-    while start >= 0:
-        path = name[:start]
-        if is_archive(path) and os.path.isfile(path):
-            return path, name[start + 2 :]
-        start = name.find("::", start + 1)
-    return None
 
 
 class Lookup:

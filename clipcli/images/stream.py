@@ -123,7 +123,6 @@ def make_prepare(
     Big pictures take turns: together they have as much memory as the largest needs by itself. Pillow is imported
     with the first picture that `memory` doesn't know.
     """
-    convert = _convert_fast if decode == "auto" and pixels == "auto" else _convert
     budget = Budget(MAX_MEMORY)
 
     def prepare(source: Source) -> Prepared | Failure:
@@ -142,30 +141,23 @@ def make_prepare(
         if found.embedding is not None:
             return found
         try:
-            square = convert(source.path, data, preprocess, size, pixels, crop, take)
+            square = convert(source.path, data, take)
         except MemoryError:
             return Failure(source.path, FailureKind.TOO_LARGE, "not enough memory to resize it")
         return square if isinstance(square, Failure) else replace(found, square=square)
 
+    def convert(path: str, data: bytes, take: Take) -> Square | Failure:
+        if decode == "auto" and pixels == "auto":
+            from clipcli.images.fast import fast_square
+
+            return fast_square(path, data, preprocess, size, crop, take)
+        from clipcli.images import decode as decoding
+        from clipcli.images.transform import transform
+
+        found = decoding.decode(path, data, pixels, take)
+        return found if isinstance(found, Failure) else transform(found, preprocess, size, pixels=pixels, crop=crop)
+
     return prepare
-
-
-def _convert(
-    path: str, data: bytes, preprocess: Preprocess, size: int, pixels: Pixels, crop: Crop, take: Take
-) -> Square | Failure:
-    from clipcli.images.decode import decode
-    from clipcli.images.transform import transform
-
-    picture = decode(path, data, pixels, take)
-    return picture if isinstance(picture, Failure) else transform(picture, preprocess, size, pixels=pixels, crop=crop)
-
-
-def _convert_fast(
-    path: str, data: bytes, preprocess: Preprocess, size: int, pixels: Pixels, crop: Crop, take: Take
-) -> Square | Failure:
-    from clipcli.images.fast import fast_square
-
-    return fast_square(path, data, preprocess, size, crop, take)
 
 
 def batches(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from clipcli.records import FailureKind
 
@@ -31,14 +31,6 @@ class Damaged(Exception):
     def __init__(self, message: str, kind: FailureKind = FailureKind.CORRUPT) -> None:
         super().__init__(message)
         self.kind = kind
-
-
-class Header(NamedTuple):
-    """What a tar says of a member."""
-
-    name: str
-    size: int  # bytes that follow, rounded up to whole blocks
-    kind: bytes
 
 
 class Stream:
@@ -89,8 +81,8 @@ class Stream:
             raise Damaged(self._bomb, FailureKind.TOO_LARGE) if self._bomb else EOFError
 
 
-def header(stream: Stream) -> Header | None:
-    """The next member's name, the bytes that follow, and its kind."""
+def header(stream: Stream) -> tuple[str, int, bytes] | None:
+    """The next member's name, how many bytes of it follow (in whole blocks), and its kind; None at the end."""
     long = b""
     attributes: dict[bytes, bytes] = {}
     while (block := stream.block()) and block.count(0) < BLOCK:
@@ -119,7 +111,7 @@ def header(stream: Stream) -> Header | None:
             kind = b"S"
         if kind in b"123456" or (kind == b"\0" and name.endswith(b"/")):  # links, devices, folders: nothing follows
             size = 0
-        return Header(os.fsdecode(name), size, kind)
+        return os.fsdecode(name), size, kind
     return None
 
 

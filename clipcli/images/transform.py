@@ -22,17 +22,11 @@ Crop = Literal["model", "center", "squash", "pad"]
 
 MAX_RESIZED = 1 << 24  # pixels of a resized picture before its crop: beyond, only the crop is computed
 
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _RESIZE_MODES = {"center": "shortest", "squash": "squash", "pad": "longest"}
 
 
 def transform(
-    picture: Image.Image,
-    preprocess: Preprocess,
-    size: int,
-    *,
-    pixels: Pixels = "auto",
-    crop: Crop = "model",
+    picture: Image.Image, preprocess: Preprocess, size: int, *, pixels: Pixels = "auto", crop: Crop = "model"
 ) -> npt.NDArray[np.uint8]:
     """The picture as uint8 [3, size, size].
 
@@ -43,7 +37,7 @@ def transform(
     shrinks before it widens: that may differ by 1 from what the original code does.
     """
     mode = resize_mode(preprocess, crop)
-    resample = _FILTERS[preprocess.interpolation]
+    resample = Image.Resampling[preprocess.interpolation.upper()]
     if mode == "squash":
         if picture.width < size and size * picture.height > MAX_RESIZED:  # Pillow widens first
             picture = picture.resize((picture.width, size), resample)

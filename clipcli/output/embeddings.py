@@ -18,7 +18,6 @@ import re
 import reprlib
 import stat
 import zipfile
-from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from clipcli.errors import EmbeddingsError, UsageError
+from clipcli.output.rows import path_of
 from clipcli.records import Embedded, Failure, FailureKind
 from clipcli.weights.model import Model
+from clipcli.zeroshot.files import field
 
 FORMAT, VERSION = "embeddings", 1
 KEY = "clipcli"
@@ -111,8 +112,8 @@ def load_embeddings(path: str | Path) -> Embeddings:
             return _checked(path, made, vectors if names else vectors.reshape(0, made["dim"]), names, failures)
         words, vectors = _read_safetensors(path) if kind == "safetensors" else _read_npz(path)
         content = json.loads(words)
-        names = _names(_get(content, "paths" if "paths" in content else "texts", list))
-        return _checked(path, content, vectors, names, list(map(_failure, _get(content, "failures", list))))
+        names = _names(field(content, "paths" if "paths" in content else "texts", list))
+        return _checked(path, content, vectors, names, list(map(_failure, field(content, "failures", list))))
     except (SafetensorError, zipfile.BadZipFile) as error:
         raise _broken(path, "truncated or damaged") from error
     except RecursionError as error:
@@ -166,7 +167,7 @@ def _checked(
     path: Path, made: dict[str, Any], vectors: Array, names: list[str], failures: list[tuple[int, Failure]]
 ) -> Embeddings:
     """The embeddings, each part of them checked. Raises ValueError, EmbeddingsError."""
-    if _get(made, "format", str) != FORMAT:
+    if field(made, "format", str) != FORMAT:
         raise ValueError(f"it holds no embeddings but {reprlib.repr(made['format'])}")
     if made.get("version") != VERSION:
         what = f"written in version {reprlib.repr(made.get('version'))} of the format, this clipcli reads {VERSION}"
@@ -191,12 +192,12 @@ def _checked(
         names=tuple(names),
         failures=tuple(failures),
         of_texts=of_texts,
-        model=_get(made, "model", str),
-        fingerprint=_get(made, "text_fingerprint" if of_texts else "image_fingerprint", str),
-        arithmetic=_get(made, "arithmetic", str),
-        pixels=None if of_texts else _get(made, "pixels", str),
-        crop=None if of_texts else _get(made, "crop", str),
-        decode=None if of_texts else _get({"decode": "exact", **made}, "decode", str),  # as it was before it said so
+        model=field(made, "model", str),
+        fingerprint=field(made, "text_fingerprint" if of_texts else "image_fingerprint", str),
+        arithmetic=field(made, "arithmetic", str),
+        pixels=None if of_texts else field(made, "pixels", str),
+        crop=None if of_texts else field(made, "crop", str),
+        decode=None if of_texts else field({"decode": "exact", **made}, "decode", str),  # as it was before it said so
     )
 
 
@@ -210,21 +211,12 @@ def _names(entries: list[Any]) -> list[str]:
 
 def name_in(entry: object) -> str:
     """A name out of JSON, its bytes as they were. Raises ValueError."""
-    if isinstance(entry, dict) and "path_bytes" in entry:
-        return os.fsdecode(b64decode(_get(entry, "path_bytes", str), validate=True))
-    return _text(entry["path"] if isinstance(entry, dict) else entry)
+    return path_of(entry) if isinstance(entry, dict) else _text(entry)
 
 
 def _failure(entry: object) -> tuple[int, Failure]:
-    after, kind, message = _get(entry, "after", int), _get(entry, "kind", str), _text(_get(entry, "message"))
+    after, kind, message = field(entry, "after", int), field(entry, "kind", str), _text(field(entry, "message"))
     return after, Failure(name_in(entry), FailureKind(kind), message)
-
-
-def _get(entry: object, key: str, kind: type[Any] = object) -> Any:
-    value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, kind):
-        raise ValueError(f"{key} is {reprlib.repr(value)}")
-    return value
 
 
 def _text(value: object) -> str:

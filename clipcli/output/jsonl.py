@@ -19,7 +19,7 @@ from clipcli.output.sink import LineSink, encode
 from clipcli.records import Candidate, Evidence, Failure, Prediction, Predictions, PromptCosine, Row
 
 _is_plain = re.compile(r"[ !#-\[\]-~]*").fullmatch  # stands in JSON as it is
-_ROW = '{%s, "label": %s, "score": %.6f, "cosine": %.6f, "margin": %.6f, "abstained": %s, "top": [TOP], "error": null}'
+_ROW = '{%s, "label": %s, "score": %s, "cosine": %s, "margin": %s, "abstained": %s, "top": [%s], "error": %s}\n'
 _CANDIDATE = '{"label": %s, "score": %.6f, "cosine": %.6f}'
 # Legal in JSON, but some readers take them for line ends and some terminals for commands.
 _RISKY = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
@@ -32,7 +32,13 @@ class JsonlSink(LineSink):
 
     def line(self, row: Row) -> bytes:
         """One object."""
-        return f"{{{_path(row.path)}, {self._rest(row)}}}\n".encode()
+        if isinstance(row, Failure):
+            error = f'{{"kind": {_string(row.kind)}, "message": {_string(row.message)}}}'
+            return (_ROW % (_path(row.path), *["null"] * 4, "false", "", error)).encode()
+        score, cosine, margin = _number(row.score), _number(row.cosine), _number(row.margin)
+        top = ", ".join(map(_candidate, row.top[: self.top_k]))
+        abstained, end = "true" if row.abstained else "false", f"null{_more(row)}"
+        return (_ROW % (_path(row.path), _label(row.label), score, cosine, margin, abstained, top, end)).encode()
 
     def write_all(self, rows: Predictions) -> None:
         """The same lines, made of columns: one template, filled by values of the same place."""
@@ -51,21 +57,8 @@ class JsonlSink(LineSink):
         if _is_plain("".join(rows.paths)):
             paths = map('"path": "%s"'.__mod__, rows.paths)
         first = (paths, map(_label, rows.labels), score[0], cosine[0], margin[0], abstained)
-        template = _ROW.replace("TOP", ", ".join([_CANDIDATE] * len(top))) + "\n"
+        template = _ROW % ("%s", "%s", "%.6f", "%.6f", "%.6f", "%s", ", ".join([_CANDIDATE] * len(top)), "null")
         self.stream.write("".join(map(template.__mod__, zip(*first, *chain(*top), strict=True))).encode())
-
-    def _rest(self, row: Prediction | Failure) -> str:
-        if isinstance(row, Failure):
-            error = f'{{"kind": {_string(row.kind)}, "message": {_string(row.message)}}}'
-            numbers = '"label": null, "score": null, "cosine": null, "margin": null, "abstained": false'
-            return f'{numbers}, "top": [], "error": {error}'
-        abstained = "true" if row.abstained else "false"
-        top = ", ".join(map(_candidate, row.top[: self.top_k]))
-        return (
-            f'"label": {_label(row.label)}, "score": {_number(row.score)}, "cosine": {_number(row.cosine)}, '
-            f'"margin": {_number(row.margin)}, "abstained": {abstained}, "top": [{top}], "error": null'
-            f"{_more(row)}"
-        )
 
 
 def path_members(path: str) -> dict[str, str]:

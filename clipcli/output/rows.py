@@ -1,7 +1,7 @@
 """Rows read back from what the sinks wrote: JSON Lines, CSV and TSV, told apart by their first line.
 
-In: a binary stream. Out: `records.Row` one at a time, and on request the offset behind each. It is the inverse of
-`jsonl.py`, `csv.py` and `tsv.py`: a row written anew in its own format has the same bytes. What a format doesn't hold:
+In: a binary stream. Out: `records.Row` one at a time. It is the inverse of `jsonl.py`, `csv.py` and `tsv.py`:
+a row written anew in its own format has the same bytes. What a format doesn't hold:
 
 - numbers are nan: cosine and margin in TSV, the cosines of second and further labels in CSV;
 - TSV doesn't say that a row abstained: it has the unknown label, and reads like any other;
@@ -29,84 +29,65 @@ from clipcli.records import Candidate, Failure, FailureKind, Prediction, Row
 
 log = logging.getLogger("clipcli")
 
-READABLE = ("jsonl", "csv", "tsv")
 _LONGEST = 1 << 26  # bytes of a row; what is longer has no line ends and never was a row file
 _COLUMNS = ["path", "label", "score", "cosine", "margin", "abstained", "error"]
 _HINT = "rows are read as classify writes them: jsonl, csv or tsv"
 
 
-class RowReader:
-    """Iterates over `(offset behind the row, row)`, whole lines only. `name` is the file's, for messages."""
-
-    def __init__(self, stream: BinaryIO, format: str | None = None, name: str = "rows") -> None:
-        if format not in (None, *READABLE):
-            raise UsageError(f"{name}: {format} can't be read back", hint=_HINT)
-        self.format = format  # None: not known before the first line
-        self.end = 0  # behind the last whole row, or the header of CSV
-        self.torn = False  # after the last row: whether something follows that is no whole line
-        self._stream = stream
-        self._name = name
-        self._columns = 0  # of CSV; 0: the header is still to come
-
-    def __iter__(self) -> Iterator[tuple[int, Row]]:
-        number = 1
-        while record := self._record():
-            if self.torn:
-                return
-            try:
-                if len(record) >= _LONGEST:
-                    raise ValueError(f"more than {_LONGEST >> 20} MiB")
-                row = self._row(record)
-                if row is not None and "\0" in row.path:  # it would be two names behind --print0
+def read_rows(stream: BinaryIO, name: str = "rows") -> Iterator[Row]:
+    """All whole rows; a torn last line is left out with a notice. Raises UsageError, also where nothing is whole."""
+    first = stream.readline(_LONGEST)
+    format = _format_of(first)
+    number, columns = 1, 0
+    for record, is_torn in _records(stream, first, has_quotes=format == "csv"):
+        if is_torn and number == 1:
+            raise UsageError(f"{name}:1: not a row: the line has no end", hint=_HINT)
+        if is_torn:
+            log.warning("%s: the last line is torn, and left out: the run that wrote it was stopped", name)
+            return
+        try:
+            if len(record) >= _LONGEST:
+                raise ValueError(f"more than {_LONGEST >> 20} MiB")
+            row = None
+            if format == "csv" and number == 1:
+                columns = _columns(record)
+            else:
+                row = _row(record, format, columns)
+                if "\0" in row.path:  # it would be two names behind --print0
                     raise ValueError("a name holds a NUL")
-            except ValueError as error:
-                what = f"{self._name}:{number}: not a row of {self.format or 'any format'}: {str(error)[:100]}"
-                raise UsageError(what, hint=_HINT) from error
-            self.end += len(record)
-            number += record.count(b"\n")
-            if row is not None:
-                yield self.end, row
+        except ValueError as error:
+            what = f"{name}:{number}: not a row of {format or 'any format'}: {str(error)[:100]}"
+            raise UsageError(what, hint=_HINT) from error
+        number += record.count(b"\n")
+        if row is not None:
+            yield row
 
-    def _record(self) -> bytes:
-        """The bytes of the next row: a line, in CSV as many as its quotes hold together. Empty at the end."""
-        lines = [self._stream.readline(_LONGEST)]
-        if self.format is None:
-            self.format = _format_of(lines[0])
-        length, is_open = len(lines[0]), self.format == "csv" and lines[0].count(b'"') % 2 == 1
-        while is_open and length < _LONGEST and (line := self._stream.readline(_LONGEST - length)):
+
+def _records(stream: BinaryIO, line: bytes, *, has_quotes: bool) -> Iterator[tuple[bytes, bool]]:
+    """The bytes of each row, whose first `line` has been read; and whether the stream ends within it.
+
+    A row is a line, in CSV as many as its quotes hold together.
+    """
+    while line:
+        lines, length = [line], len(line)
+        is_open = has_quotes and line.count(b'"') % 2 == 1
+        while is_open and length < _LONGEST and (line := stream.readline(_LONGEST - length)):
             lines.append(line)
             length += len(line)
             is_open ^= line.count(b'"') % 2 == 1
-        self.torn = 0 < length < _LONGEST and (is_open or not lines[-1].endswith(b"\n"))
-        return b"".join(lines)
-
-    def _row(self, record: bytes) -> Row | None:
-        """The row; None for the header. Raises ValueError."""
-        if self.format == "jsonl":
-            return _from_json(record)
-        if self.format == "tsv":
-            return _from_tsv(record)
-        if self.format is None:
-            raise ValueError("it begins with no JSON object, no header of CSV, no column of TSV")
-        fields = _split_csv(record)
-        if self._columns:
-            return _from_csv(fields, self._columns)
-        others = [f"{kind}_{place}" for place in range(2, 2 + (len(fields) - 7) // 2) for kind in ("label", "score")]
-        if fields != [name.encode() for name in _COLUMNS + others]:
-            raise ValueError(f"the header is not {','.join(_COLUMNS)}")
-        self._columns = len(fields)
-        return None
+        yield b"".join(lines), length < _LONGEST and (is_open or not lines[-1].endswith(b"\n"))
+        line = stream.readline(_LONGEST)
 
 
-def read_rows(stream: BinaryIO, format: str | None = None, name: str = "rows") -> Iterator[Row]:
-    """All whole rows; a torn last line is left out with a notice. Raises UsageError, also where nothing is whole."""
-    reader = RowReader(stream, format, name)
-    for _, row in reader:
-        yield row
-    if reader.torn and not reader.end:
-        raise UsageError(f"{name}:1: not a row: the line has no end", hint=_HINT)
-    if reader.torn:
-        log.warning("%s: the last line is torn, and left out: the run that wrote it was stopped", name)
+def _row(record: bytes, format: str | None, columns: int) -> Row:
+    """Raises ValueError."""
+    if format == "jsonl":
+        return _from_json(record)
+    if format == "tsv":
+        return _from_tsv(record)
+    if format == "csv":
+        return _from_csv(_split_csv(record), columns)
+    raise ValueError("it begins with no JSON object, no header of CSV, no column of TSV")
 
 
 def _format_of(line: bytes) -> str | None:
@@ -129,8 +110,7 @@ def _from_json(record: bytes) -> Row:
         row = json.loads(record.decode(), parse_int=float)  # a whole number of any length is a number
     except (ValueError, RecursionError) as error:
         raise ValueError("bad JSON, or not UTF-8") from error
-    is_utf8 = not isinstance(row, dict) or "path_bytes" not in row
-    path = os.fsdecode(_text(row, "path").encode() if is_utf8 else b64decode(_text(row, "path_bytes"), validate=True))
+    path = path_of(row)
     failed = _get(row, "error", dict | None)
     if failed is not None:
         return _failure(path, _text(failed, "kind"), _text(failed, "message"))
@@ -139,6 +119,13 @@ def _from_json(record: bytes) -> Row:
     )
     numbers = (_number(row, "score"), _number(row, "cosine"), _number(row, "margin"))
     return Prediction(path, _text(row, "label"), *numbers, _get(row, "abstained", bool), tuple(top))
+
+
+def path_of(members: Any) -> str:
+    """The path in an object of JSON, its bytes as they were: the inverse of `jsonl.path_members`. Raises ValueError."""
+    if isinstance(members, dict) and "path_bytes" in members:
+        return os.fsdecode(b64decode(_text(members, "path_bytes"), validate=True))
+    return os.fsdecode(_text(members, "path").encode())
 
 
 def _get(holder: Any, key: str, kind: Any) -> Any:
@@ -179,6 +166,15 @@ def _split_csv(record: bytes) -> list[bytes]:
     except csv.Error as error:
         raise ValueError(str(error)) from error
     return [field.encode("latin-1") for field in fields]
+
+
+def _columns(header: bytes) -> int:
+    """How many columns CSV has, by its first row. Raises ValueError for another header than the sink writes."""
+    fields = _split_csv(header)
+    others = [f"{kind}_{place}" for place in range(2, 2 + (len(fields) - 7) // 2) for kind in ("label", "score")]
+    if fields != [name.encode() for name in _COLUMNS + others]:
+        raise ValueError(f"the header is not {','.join(_COLUMNS)}")
+    return len(fields)
 
 
 def _from_csv(fields: list[bytes], columns: int) -> Row:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, BinaryIO
@@ -29,6 +28,7 @@ from clipcli.output.jsonl import path_members
 from clipcli.records import Embedded, Failure
 from clipcli.weights.folder import whole_file
 from clipcli.weights.model import Model
+from clipcli.zeroshot.files import as_json
 
 if TYPE_CHECKING:
     from clipcli.images.stream import Decode
@@ -73,7 +73,7 @@ def save_embeddings(
         made |= {"image_fingerprint": model.image_fingerprint, "pixels": pixels, "crop": crop}
         made |= {"decode": "exact" if pixels == "reference" else decode, "decoder": decoder(pixels, decode)}
     made |= {"arithmetic": model.arithmetic, "clipcli": __version__}
-    with _spool(Path(path), _json(made), texts) as spool:
+    with closing(_Spool(Path(path), as_json(made), texts)) as spool:
         for row in rows:
             spool.add(row)
         spool.finish(dim)
@@ -82,10 +82,12 @@ def save_embeddings(
 class _Spool:
     """Rows on their way into a file, in two files without a name: vectors, and the JSON with a name a line."""
 
-    def __init__(self, path: Path, made: str, texts: bool, files: tuple[IO[bytes], IO[bytes]]) -> None:
+    def __init__(self, path: Path, made: str, texts: bool) -> None:
         self._path, self._ending = path, check_ending(path)
         self._made, self._texts = made, texts
-        self._vectors, self._words = files
+        folder = Path(os.path.realpath(path)).parent
+        with _telling(path):
+            self._vectors, self._words = TemporaryFile(dir=folder), TemporaryFile(dir=folder)  # noqa: SIM115 -- `close`
         self._failures: list[tuple[int, Failure]] = []
         self._count = self._header = 0
         self._say(f'{made[:-1]}, "{"texts" if texts else "paths"}": [')
@@ -98,7 +100,7 @@ class _Spool:
         with _telling(self._path):
             self._vectors.write(np.ascontiguousarray(row.vector, "<f4").data)
         name = path_members(row.path)
-        self._say(f"{',' if self._count else ''}\n{_json(name if len(name) > 1 else name['path'])}")
+        self._say(f"{',' if self._count else ''}\n{as_json(name if len(name) > 1 else name['path'])}")
         self._count += 1
 
     def finish(self, dim: int) -> None:
@@ -108,7 +110,7 @@ class _Spool:
             {"after": after, **path_members(row.path), "kind": row.kind, "message": row.message}
             for after, row in self._failures
         ]
-        self._say(f'\n], "failures": {_json(failures)}}}')
+        self._say(f'\n], "failures": {as_json(failures)}}}')
         size = self._words.tell()
         with whole_file(self._path) as file:
             for spooled in (self._vectors, self._words):
@@ -126,6 +128,12 @@ class _Spool:
                 names = (name_in(json.loads(line.rstrip(b",\n"))) for line in self._words if line[:1] in b'"{')
                 parquet.write(file, self._made, names, (self._vectors, dim), self._failures, self._texts)
 
+    def close(self) -> None:
+        """Let go of the two files."""
+        for file in (self._vectors, self._words):
+            with suppress(OSError):  # of a full disk, on which nothing of them is wanted any more
+                file.close()
+
     def _say(self, text: str) -> None:
         with _telling(self._path):
             self._words.write(text.encode())
@@ -139,29 +147,11 @@ class _Spool:
 
 
 @contextmanager
-def _spool(path: Path, made: str, texts: bool) -> Iterator[_Spool]:
-    """A spool beside `path`, which is gone afterwards."""
-    folder = Path(os.path.realpath(path)).parent
-    with _telling(path):
-        vectors, words = TemporaryFile(dir=folder), TemporaryFile(dir=folder)  # noqa: SIM115 -- closed below
-    try:
-        yield _Spool(path, made, texts, (vectors, words))
-    finally:
-        for file in (vectors, words):
-            with suppress(OSError):  # of a full disk, on which nothing of them is wanted any more
-                file.close()
-
-
-@contextmanager
 def _telling(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise cannot_write(path, error) from error
-
-
-def _json(value: object) -> str:
-    return re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(value, ensure_ascii=False))  # bytes of names not in UTF-8
 
 
 def _write_safetensors(file: BinaryIO, shape: tuple[int, int], vectors: IO[bytes], text: str) -> None:

@@ -145,7 +145,7 @@ class Store:
     def _write(self, kind: str, values: Mapping[bytes, npt.NDArray[Any]], model: str) -> None:
         def row(key: bytes, array: npt.NDArray[Any], now: int) -> tuple[Any, ...]:
             shape = "x".join(map(str, array.shape)).encode()
-            value = array.astype(_dtype(kind), copy=False).tobytes()
+            value = array.astype(np.uint8 if kind in DIGESTS else FLOATS, copy=False).tobytes()
             return kind, key, model, now, len(value), shape, crc32(key + shape + value), value
 
         def work(connection: sqlite3.Connection) -> None:
@@ -181,10 +181,6 @@ def _evict(connection: sqlite3.Connection, limit: int, enough: int) -> int:
         connection.execute(f"DELETE FROM entry WHERE {OLDEST}", (total - limit * 9 // 10,))
         return limit
     return int(used + limit - total)
-
-
-def _dtype(kind: str) -> str:
-    return "|u1" if kind in DIGESTS else "<f4"
 
 
 @lru_cache(maxsize=16)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,19 +56,19 @@ class Selection:
     before: float | None = None  # last used before this time, in seconds since 1970
     keep: int | None = None
 
-    @property
-    def where(self) -> tuple[str, list[object]]:
-        """An SQL condition that leaves `keep` out, and its values."""
-        tests: list[tuple[str, list[object]]] = [("1", [])]
+    def where(self, connection: sqlite3.Connection) -> tuple[str, list[object]]:
+        """An SQL condition and its values."""
+        tests, values = list[str](), list[object]()
         if self.kind is not None:
-            tests.append(("kind = ?", [self.kind]))
+            tests, values = [*tests, "kind = ?"], [*values, self.kind]
         if self.model is not None:
-            tests.append(("substr(model, 1, ?) = ?", [len(self.model), self.model]))
+            tests, values = [*tests, "substr(model, 1, ?) = ?"], [*values, len(self.model), self.model]
         if self.before is not None:
-            tests.append(("used < ?", [self.before]))
-        if self.keep is not None and len(tests) == 1:
-            tests = [("0", [])]
-        return " AND ".join(test for test, _ in tests), [value for _, values in tests for value in values]
+            tests, values = [*tests, "used < ?"], [*values, self.before]
+        if self.keep is None:
+            return " AND ".join(tests) or "1", values
+        (total,) = connection.execute("SELECT total(size) FROM entry").fetchone()
+        return f"({' AND '.join(tests) or '0'}) OR {OLDEST}", [*values, total - self.keep]
 
     def covers(self, other: Beside) -> bool:
         """Whether what lies beside the store is to be deleted, too."""
@@ -114,7 +114,7 @@ def survey(path: Path, selection: Selection = EVERYTHING) -> Survey:
     if os.path.isfile(path):
         with _reading(path) as connection:
             if schema(connection, str(path)):
-                where, values = _complete(connection, selection)
+                where, values = selection.where(connection)
                 rows = connection.execute(
                     f"SELECT kind, model, count(*), total(size), {_time('min')}, {_time('max')} FROM entry"
                     f" WHERE {where} GROUP BY kind, model ORDER BY kind, total(size) DESC, model",
@@ -141,18 +141,9 @@ def remove(path: Path, selection: Selection) -> Removed:
     return Removed(entries, len(beside), max(0, before - _on_disk(path)))
 
 
-def _complete(connection: sqlite3.Connection, selection: Selection) -> tuple[str, list[object]]:
-    """The condition with `keep` in it: a sum over all entries."""
-    where, values = selection.where
-    if selection.keep is None:
-        return where, values
-    (total,) = connection.execute("SELECT total(size) FROM entry").fetchone()
-    return f"({where}) OR {OLDEST}", [*values, total - selection.keep]
-
-
 def _delete(connection: sqlite3.Connection, selection: Selection) -> int:
     with transaction(connection):
-        where, values = _complete(connection, selection)
+        where, values = selection.where(connection)
         return connection.execute(f"DELETE FROM entry WHERE {where}", values).rowcount
 
 
@@ -209,7 +200,7 @@ def _files(path: Path) -> list[Path]:
     return [path, *(Path(f"{path}{ending}") for ending in COMPANIONS)]
 
 
-def _bytes(files: list[Path] | tuple[Path, ...]) -> int:
+def _bytes(files: Iterable[Path]) -> int:
     total = 0
     for file in files:
         with suppress(OSError):

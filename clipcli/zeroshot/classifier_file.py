@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import reprlib
 import stat
 from pathlib import Path
@@ -25,7 +24,7 @@ from clipcli.records import Label, Template
 from clipcli.weights.folder import whole_file
 from clipcli.weights.load import MOST_SCALE
 from clipcli.zeroshot.classifier import Classifier, Features
-from clipcli.zeroshot.files import checked, near_file
+from clipcli.zeroshot.files import as_json, checked, field, near_file
 from clipcli.zeroshot.templates import MOST_WEIGHT
 
 FORMAT, VERSION = "classifier", 1
@@ -62,9 +61,8 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
     thresholds = [math.nan if x.threshold is None else x.threshold for x in classifier.labels]
     if not all(map(math.isnan, thresholds)):
         tensors["threshold"] = np.array(thresholds, dtype=np.float32)  # NaN: this label has none
-    text = re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(metadata, ensure_ascii=False))  # bytes of names not in UTF-8
     with whole_file(Path(path)) as file:
-        file.write(save(tensors, {KEY: text}))
+        file.write(save(tensors, {KEY: as_json(metadata)}))
 
 
 def load_classifier(path: str | Path) -> Classifier:
@@ -118,7 +116,7 @@ def _tensor(file: Any, name: str) -> NDArray[np.float32]:
 
 def _parse(metadata: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) -> Classifier:
     """The classifier, each part of it checked. Raises ValueError, LabelError."""
-    entries = _get(metadata, "labels", list)
+    entries = field(metadata, "labels", list)
     thresholds = tensors.get("threshold", np.full(len(entries), np.nan, np.float32))
     if thresholds.shape != (len(entries),) or (np.abs(thresholds) > 1).any():  # NaN isn't
         raise ValueError(f"threshold is not a number for each of {len(entries)} labels, from -1 to 1")
@@ -130,21 +128,21 @@ def _parse(metadata: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) ->
         raise ValueError(f"bias is not a number for each of {len(entries)} labels")
     if metadata.get("features") not in get_args(Features):
         raise ValueError(f"it needs features that this clipcli doesn't make: {reprlib.repr(metadata.get('features'))}")
-    how = _get({"how": {}, **metadata}, "how", dict)
+    how = field({"how": {}, **metadata}, "how", dict)
     if not all(isinstance(value, str | int | float) for value in how.values()):
         raise ValueError(f"how is {reprlib.repr(how)}")
-    made_by = _get(metadata, "made_by", str)
+    made_by = field(metadata, "made_by", str)
     if not 0 < len(made_by) <= LONGEST_WORD or (made_by == "zero-shot" and bias is not None):
         raise ValueError(f"made_by is {reprlib.repr(made_by)}{' with a bias' if bias is not None else ''}")
     return Classifier(
         weight=_weight(tensors, len(labels), unit=made_by == "zero-shot"),
         labels=labels,
         logit_scale=_number(metadata, "logit_scale", MOST_SCALE),
-        model=_get(metadata, "model", str),
-        image_fingerprint=_get(metadata, "image_fingerprint", str),
-        text_fingerprint=_get(metadata, "text_fingerprint", str),
-        templates=tuple(_template(entry, i) for i, entry in enumerate(_get(metadata, "templates", list))),
-        template_set=_get(metadata, "template_set", str),
+        model=field(metadata, "model", str),
+        image_fingerprint=field(metadata, "image_fingerprint", str),
+        text_fingerprint=field(metadata, "text_fingerprint", str),
+        templates=tuple(_template(entry, i) for i, entry in enumerate(field(metadata, "templates", list))),
+        template_set=field(metadata, "template_set", str),
         made_by=made_by,
         bias=bias,
         features=metadata["features"],
@@ -168,31 +166,24 @@ def _weight(tensors: dict[str, NDArray[np.float32]], labels: int, *, unit: bool)
 def _label(entry: object, index: int, threshold: float) -> Label:
     where = f"label {index + 1}"
     return Label(
-        name=checked(_get(entry, "name"), "name", where),
-        aliases=tuple(checked(alias, "alias", where) for alias in _get(entry, "aliases", list)),
-        descriptions=tuple(checked(text, "description", where) for text in _get(entry, "descriptions", list)),
-        group=None if _get(entry, "group") is None else checked(_get(entry, "group"), "group", where),
+        name=checked(field(entry, "name"), "name", where),
+        aliases=tuple(checked(alias, "alias", where) for alias in field(entry, "aliases", list)),
+        descriptions=tuple(checked(text, "description", where) for text in field(entry, "descriptions", list)),
+        group=None if field(entry, "group") is None else checked(field(entry, "group"), "group", where),
         threshold=None if math.isnan(threshold) else threshold,
     )
 
 
 def _template(entry: object, index: int) -> Template:
-    text = checked(_get(entry, "text"), "text", f"template {index + 1}")
+    text = checked(field(entry, "text"), "text", f"template {index + 1}")
     if "<>" not in text:
         raise ValueError(f"template {index + 1} has no place for the label")
     return Template(text, _number(entry, "weight", MOST_WEIGHT))
 
 
-def _get(entry: object, key: str, kind: type[Any] = object) -> Any:
-    value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, kind):
-        raise ValueError(f"{key} is {reprlib.repr(value)}")
-    return value
-
-
 def _number(entry: object, key: str, most: float) -> float:
     """A number from 1 / `most` to `most`."""
-    value = _get(entry, key)
+    value = field(entry, key)
     if type(value) not in (int, float) or not 1 / most <= value <= most:
         raise ValueError(f"{key} is {reprlib.repr(value)}")
     return float(value)

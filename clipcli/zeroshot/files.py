@@ -1,13 +1,13 @@
 """Files that people write by hand, as text or JSON, and the places in them that messages name.
 
 Comes in: a path, perhaps `FILE.json#KEY`. Goes out: text, or parsed JSON. It doesn't know what labels are.
+(`field` and `as_json` are for JSON that programs write.)
 Raises LabelError for everything that keeps a file from being read; what leaves the rest of it readable goes to
 `on_error`, which raises it too unless the caller has another use for it.
 """
 
 from __future__ import annotations
 
-import codecs
 import difflib
 import json
 import os
@@ -20,6 +20,7 @@ from typing import Any
 from clipcli.errors import LabelError
 
 _FOREIGN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, lone halves of characters
+_NO_UTF8 = re.compile("[\ud800-\udfff]")  # what "surrogateescape" makes of bytes; and they of names, in JSON
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 OnError = Callable[[LabelError], None]
@@ -48,22 +49,12 @@ def decode(data: bytes, path: Path, on_error: OnError = refuse) -> str:
     if data.startswith(_UTF16):
         hint = 'save it as UTF-8 (Excel: "CSV UTF-8"; Notepad: encoding "UTF-8")'
         raise LabelError(f"{path}: the text is UTF-16, not UTF-8", hint=hint)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = _decode_lines(data, path, on_error)
-    return re.sub("\r\n?", "\n", text)
-
-
-def _decode_lines(data: bytes, path: Path, on_error: OnError) -> str:
-    lines = re.sub(rb"\r\n?", b"\n", data.removeprefix(codecs.BOM_UTF8)).split(b"\n")
+    lines = re.sub("\r\n?", "\n", data.decode("utf-8-sig", "surrogateescape")).split("\n")
     for i, line in enumerate(lines):
-        try:
-            line.decode()
-        except UnicodeDecodeError:
+        if _NO_UTF8.search(line):
             on_error(LabelError(f"{path}:{i + 1}: not UTF-8", hint="save the file as UTF-8"))
-            lines[i] = b""
-    return b"\n".join(lines).decode()
+            lines[i] = ""
+    return "\n".join(lines)
 
 
 def exists(path: Path) -> bool:
@@ -125,6 +116,19 @@ def read_json(spec: str, on_error: OnError = refuse) -> Any:
     if key not in data:
         raise LabelError(f'{path}: no key "{key}"', hint=propose(key, data))
     return data[key]
+
+
+def field(entry: object, key: str, kind: type[Any] = object) -> Any:
+    """What `entry` has under `key`, None if it is no object. Raises ValueError unless that is a `kind`."""
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, kind):
+        raise ValueError(f"{key} is {reprlib.repr(value)}")
+    return value
+
+
+def as_json(value: object) -> str:
+    """JSON that UTF-8 can hold: a byte of a name that is no UTF-8 becomes U+FFFD."""
+    return _NO_UTF8.sub("\ufffd", json.dumps(value, ensure_ascii=False))
 
 
 def checked(value: object, what: str, where: str) -> str:

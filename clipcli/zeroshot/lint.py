@@ -191,9 +191,7 @@ class Lint(label_files.Report):
         cosine: float | None = None,
     ) -> None:
         names = label.name, other.name if other else None
-        self._found.append(
-            Finding(self.spec, *_place(label.where), "warning", code, message, hint, *names, cosine),
-        )
+        self._found.append(Finding(self.spec, *_place(label.where), "warning", code, message, hint, *names, cosine))
 
 
 def _place(where: str) -> tuple[int | None, int | None]:
