@@ -18,7 +18,7 @@ import numpy as np
 from clipcli.errors import UsageError
 from clipcli.records import Label, Template
 from clipcli.tasks.bank import Answers, Array, Bank, answers, cosines_of, two_nearest
-from clipcli.tasks.metrics import Estimate, Flags, Indices, confusions, paired_gap, share
+from clipcli.tasks.metrics import Estimate, Flags, Indices, confusions, paired_gap, share, softmax
 from clipcli.zeroshot.classifier import Progress
 from clipcli.zeroshot.lint import closest
 from clipcli.zeroshot.templates import MOST_WEIGHT
@@ -111,10 +111,11 @@ def advise(
         "bare name": (0, bank.without_template()),
         f'best on A: "{bank.templates[best].text}"': (1, bank.some([best])),
         "all templates": (number, together),
-        "all, weighted without labels": (number, bank.classes(_softmax(zero_shot_scores(bank, vectors[a])))),
+        "all, weighted without labels": (number, bank.classes(softmax(zero_shot_scores(bank, vectors[a])))),
         "chosen on A": (len(chosen), bank.some(chosen)),
     }
-    right = answers(vectors, together, truth, bank.scale)[0]
+    nearest = two_nearest(vectors, together)
+    right = nearest[0][0] == truth
     measured = []
     for name, (size, classes) in ways.items():
         own = answers(vectors, classes, truth, bank.scale)[0]
@@ -129,8 +130,8 @@ def advise(
         measured=tuple(measured),
         chosen=tuple(bank.templates[i] for i in chosen),
         ranked=tuple(sorted(ranked, key=lambda one: (-one.accuracy, one.loss))),
-        aliases=tuple(_alias_effects(bank, vectors, truth, a)),
-        pairs=tuple(_pairs(together, bank.labels, truth, two_nearest(vectors, together)[0][0])),
+        aliases=tuple(_alias_effects(bank, vectors, truth, a, nearest)),
+        pairs=tuple(_pairs(together, bank.labels, confusions(truth, nearest[0][0], len(bank.labels)))),
     )
 
 
@@ -160,8 +161,10 @@ def _merit(right: Flags, loss: Array) -> tuple[float, float]:
     return float(right.mean()), -float(loss.mean())
 
 
-def _alias_effects(bank: Bank, vectors: Array, truth: Indices, a: Indices) -> list[AliasEffect]:
-    (first, second), (highest, next_to_it) = two_nearest(vectors, bank.classes(bank.weights))
+def _alias_effects(
+    bank: Bank, vectors: Array, truth: Indices, a: Indices, nearest: tuple[Indices, Array]
+) -> list[AliasEffect]:
+    (first, second), (highest, next_to_it) = nearest
     in_a = np.isin(np.arange(len(truth)), a)
     right = first == truth
     effects = []
@@ -175,14 +178,11 @@ def _alias_effects(bank: Bank, vectors: Array, truth: Indices, a: Indices) -> li
     return sorted(effects, key=lambda effect: -effect.without_on_a - effect.without_on_b)
 
 
-def _pairs(
-    classes: Array, labels: Sequence[Label], truth: Indices | None = None, answer: Indices | None = None
-) -> list[Pair]:
+def _pairs(classes: Array, labels: Sequence[Label], confused: Sequence[tuple[int, int, int]] = ()) -> list[Pair]:
     """The pairs that pictures confuse, the most frequent first, then those most similar."""
     taken: dict[tuple[int, int], list[int]] = {}
-    if truth is not None and answer is not None:
-        for true, said, number in confusions(truth, answer, len(labels)):
-            taken.setdefault((min(true, said), max(true, said)), [0, 0])[int(true > said)] = number
+    for true, said, number in confused:
+        taken.setdefault((min(true, said), max(true, said)), [0, 0])[int(true > said)] = number
     cosines = {(i, j): round(float(classes[i] @ classes[j]), 6) for i, j in taken}
     cosines |= {(i, j): cosine for cosine, i, j in closest(classes, 0)[0]}
     times = {pair: sum(taken.get(pair, ())) for pair in cosines}
@@ -217,7 +217,7 @@ def weigh(bank: Bank, vectors: Array, reference: Array | None = None) -> Weighin
     `vectors` are unit embeddings [n, dim] of pictures to be labelled, `reference` those of pictures of all kinds.
     """
     scores = zero_shot_scores(bank, vectors, reference)
-    weights = np.maximum(_softmax(scores) * len(scores), 1 / MOST_WEIGHT)
+    weights = np.maximum(softmax(scores) * len(scores), 1 / MOST_WEIGHT)
     before, after = (two_nearest(vectors, bank.classes(each))[0][0] for each in (bank.weights, weights))
     weighed = [
         Weighed(Template(template.text, float(f"{weight:.4g}")), float(score))
@@ -247,9 +247,3 @@ def zero_shot_scores(bank: Bank, vectors: Array, reference: Array | None = None)
         largest = [(cosines - usual @ classes.T).max(axis=1) for _, cosines in cosines_of(vectors, classes)]
         scores[i] = bank.scale * np.concatenate(largest).mean()
     return scores
-
-
-def _softmax(scores: Array) -> Array:
-    powers = np.exp(scores - scores.max())
-    shares: Array = powers / powers.sum()
-    return shares

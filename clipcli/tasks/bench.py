@@ -17,12 +17,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
@@ -30,20 +29,21 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 import numpy as np
 
 from clipcli.errors import ClipcliError, ModelError, UsageError
-from clipcli.images.stream import Square, make_prepare
+from clipcli.images.stream import Square, cpus, make_prepare
 from clipcli.images.transform import normalise
 from clipcli.model.config import ClipConfig, expected_shapes
 from clipcli.output.sink import SinkOptions, open_sink
 from clipcli.paths import tiny_dir
 from clipcli.records import Embedded, Failure, Label, Source
 from clipcli.tasks.build import build_classifier
-from clipcli.tasks.classify import ClassifyOptions, classify
+from clipcli.tasks.classify import classify
 from clipcli.tasks.embed import Input, sources
-from clipcli.tasks.peers import Absent, Peer, find, loaders
-from clipcli.tokenizer import Tokenizer
+from clipcli.tasks.linear import one_thread, unit
+from clipcli.tasks.peers import Absent, Peer, find
+from clipcli.tokenizer import Tokenizer, find_vocabulary
 from clipcli.weights import catalog
 from clipcli.weights.fetch import Located, exists, here, parse, resolve
-from clipcli.weights.model import Model, Vectors, load_model
+from clipcli.weights.model import Model, load_model
 from clipcli.weights.save import save_model
 from clipcli.zeroshot import prompts, templates
 from clipcli.zeroshot.classifier import Classifier
@@ -88,13 +88,7 @@ class Way(NamedTuple):
     things: int  # that a run does
 
 
-@dataclass(frozen=True)
-class Case:
-    """Work that can be done in several ways; the first is clipcli's own."""
-
-    what: str
-    unit: str  # what is counted: picture, prompt, row, process
-    ways: Mapping[str, Way]
+Case = tuple[str, Mapping[str, Way]]  # work, and the ways to do it by their names; the first is clipcli's own
 
 
 @dataclass(frozen=True)
@@ -149,20 +143,17 @@ def bench(
             say(f"loading {name}")
             folder = Path(place, "model")
             located = _locate(name, folder, options)
-            models = _asked(located, options)
+            models, others = _models(located, options)
             usual = next(iter(models.values()))
-            peers: list[Peer] = []
-            alone = not options.peers or set(options.stages) == {"relabel"}
-            for found in () if alone else find(usual, folder / "peers"):
-                if isinstance(found, Absent):
-                    yield found
-                else:
-                    peers.append(found)
-            subject = _Subject(models, _others(located, usual, options), peers, pictures, folder, options)
+            have_peers = options.peers and set(options.stages) != {"relabel"}
+            found = [*find(usual, folder / "peers")] if have_peers else []
+            yield from (one for one in found if isinstance(one, Absent))
+            peers = [one for one in found if isinstance(one, Peer)]
+            subject = _Subject(models, others, peers, pictures, folder, options)
             for stage in filter(options.stages.__contains__, STAGES):
-                for case in _CASES[stage](subject):
-                    say(f"{subject.model.name}: {stage}, {case.what}")
-                    yield from _measure(case, stage, subject)
+                for what, ways in _CASES[stage][1](subject):
+                    say(f"{usual.name}: {stage}, {what}")
+                    yield from _measure(subject, stage, what, ways)
             shutil.rmtree(folder, ignore_errors=True)  # copies of weights are large
 
 
@@ -192,16 +183,15 @@ def _spent(run: Run, times: int = 1) -> float:
     return (time.perf_counter() - began) / times
 
 
-def _measure(case: Case, stage: Stage, subject: _Subject) -> Iterator[Timing]:
-    runs = {name: way.run for name, way in case.ways.items()}
-    quick = subject.options.quick
+def _measure(subject: _Subject, stage: Stage, what: str, ways: Mapping[str, Way]) -> Iterator[Timing]:
+    runs, quick = {name: way.run for name, way in ways.items()}, subject.options.quick
     found = interleaved(runs, 0 if quick or stage == "start" else 1, least=1 if quick else 2)
-    each = {name: tuple(one / case.ways[name].things for one in spent) for name, spent in found.items()}
-    first, *_ = each
+    each = {name: tuple(one / ways[name].things for one in spent) for name, spent in found.items()}
+    first = next(iter(each.values()))
     for name, seconds in each.items():
-        ratio = statistics.median(theirs / ours for theirs, ours in zip(seconds, each[first], strict=True))
-        own = None if name == first else ratio
-        yield Timing(subject.model.name, stage, case.what, name, case.unit, seconds, own)
+        ratio = statistics.median(theirs / ours for theirs, ours in zip(seconds, first, strict=True))
+        own = None if seconds is first else ratio
+        yield Timing(subject.model.name, stage, what, name, _CASES[stage][0], seconds, own)
 
 
 # ---- what is measured with
@@ -209,9 +199,9 @@ def _measure(case: Case, stage: Stage, subject: _Subject) -> Iterator[Timing]:
 
 def _named(inputs: Iterable[Input]) -> dict[str, Sequence[Source]]:
     """The first pictures of the user's that there are."""
-    found = [item for item in islice(sources(inputs), 4 * MOST_PICTURES) if isinstance(item, Source)]
     prepare = make_prepare(catalog.ARCHITECTURES["ViT-B-32"].preprocess, 224, decode="auto")
-    whole = [source for source in found if not isinstance(prepare(source), Failure)][:MOST_PICTURES]
+    some = (item for item in islice(sources(inputs), 4 * MOST_PICTURES) if isinstance(item, Source))
+    whole = list(islice((source for source in some if not isinstance(prepare(source), Failure)), MOST_PICTURES))
     if not whole:
         raise UsageError("there is no picture that can be decoded", hint="leave them out, and pictures are made")
     return {f"yours ({len(whole)})": whole}
@@ -243,41 +233,29 @@ def _locate(name: str, folder: Path, options: BenchOptions) -> Located:
     return replace(located, entry=None) if located.entry is catalog.TINY else located  # nobody need be told what it is
 
 
-def _asked(located: Located, options: BenchOptions) -> dict[str, Model]:
-    """The model in every arithmetic that was asked for."""
-    pairs = [(precision, runtime) for precision in options.precisions for runtime in options.runtimes]
-    names = [OURS] if len(pairs) == 1 else [_way(*pair) for pair in pairs]
-    return {name: _open(located, options, *pair) for name, pair in zip(names, pairs, strict=True)}
-
-
-def _others(located: Located, usual: Model, options: BenchOptions) -> dict[str, Model]:
-    """The model in what other arithmetic pays on such a device, where none was asked for."""
-    if (options.precisions, options.runtimes) != (("auto",), ("auto",)) or "model" not in options.stages:
-        return {}
-    pairs: tuple[tuple[Precision, Runtime], ...] = (("fp32", "onnx"), ("int8", "onnx"))
-    if usual.on_cuda:
-        pairs = (("fp32", "torch"), ("bf16", "torch"))
-    found = {}
-    for pair in pairs:
-        with suppress(ClipcliError):  # the runtime isn't installed, or isn't for this model or device
-            found[_way(*pair)] = _open(located, options, *pair)
-    return found
+def _models(located: Located, options: BenchOptions) -> tuple[dict[str, Model], dict[str, Model]]:
+    """The model in every arithmetic that was asked for; where none was, also in what else pays on such a device."""
+    opened = partial(load_model, located, device=options.device, vocabulary=options.vocabulary)
+    pairs = [*product(options.precisions, options.runtimes)]
+    names = [_way(*pair) for pair in pairs] if len(pairs) > 1 else [OURS]
+    models = {name: opened(precision=one, runtime=other) for name, (one, other) in zip(names, pairs, strict=True)}
+    others: dict[str, Model] = {}
+    if pairs == [("auto", "auto")] and "model" in options.stages:
+        more: tuple[tuple[Precision, Runtime], ...] = (("fp32", "onnx"), ("int8", "onnx"))
+        if models[OURS].on_cuda:
+            more = (("fp32", "torch"), ("bf16", "torch"))
+        for precision, runtime in more:
+            with suppress(ClipcliError):  # the runtime isn't installed, or isn't for this model or device
+                others[_way(precision, runtime)] = opened(precision=precision, runtime=runtime)
+    return models, others
 
 
 def _way(precision: Precision, runtime: Runtime) -> str:
     return f"{OURS}, {precision}" + ("" if runtime == "auto" else f" by {runtime}")
 
 
-def _open(located: Located, options: BenchOptions, precision: Precision, runtime: Runtime) -> Model:
-    return load_model(
-        located, device=options.device, precision=precision, runtime=runtime, vocabulary=options.vocabulary
-    )
-
-
 def write_random(folder: Path, config: ClipConfig, vocabulary: Path) -> None:
     """A model directory with random weights, and as many tokens as `vocabulary` (a file or a folder) has."""
-    from clipcli.tokenizer import find_vocabulary
-
     file = find_vocabulary(vocabulary) if vocabulary.is_dir() else vocabulary
     if file is None:
         raise ModelError(f"{vocabulary}: no vocabulary there", hint="name one with --vocabulary FILE")
@@ -300,18 +278,12 @@ def _squares(subject: _Subject, count: int) -> Square:
     return np.stack(list(islice(cycle(squares), count)))
 
 
-def _drain(things: Iterable[object]) -> None:
-    deque(things, maxlen=0)
-
-
 # ---- the stages
 
 
 def _decode(subject: _Subject) -> Iterator[Case]:
     """From files to squares, on one core."""
-    import torch
-
-    config, before = subject.model.config, torch.get_num_threads()
+    config = subject.model.config
     prepare = partial(make_prepare, config.preprocess, config.vision.image_size)
     ways: dict[str, Callable[[Source], object]] = {
         OURS: prepare(decode="auto"),
@@ -319,17 +291,15 @@ def _decode(subject: _Subject) -> Iterator[Case]:
         "Pillow": prepare("reference"),  # the calls of the original code
         **{peer.name: peer.square for peer in subject.peers},
     }
-    torch.set_num_threads(1)
-    try:
+
+    def run(way: Callable[[Source], object], pictures: Sequence[Source]) -> None:
+        for picture in pictures:
+            way(picture)
+
+    with one_thread():
         for what, some in subject.pictures.items():
-            runs = {name: Way(partial(_drain_map, way, some), len(some)) for name, way in ways.items()}
-            yield Case(f"{what}, a core", "picture", runs)
-    finally:
-        torch.set_num_threads(before)
-
-
-def _drain_map(way: Callable[[Source], object], pictures: Sequence[Source]) -> None:
-    _drain(map(way, pictures))
+            runs = {name: Way(partial(run, way, some), len(some)) for name, way in ways.items()}
+            yield f"{what}, a core", runs
 
 
 def _model(subject: _Subject) -> Iterator[Case]:
@@ -349,15 +319,16 @@ def _model(subject: _Subject) -> Iterator[Case]:
             for name, model in {**subject.models, **subject.others}.items()
         }
         ways |= {peer.name: Way(partial(theirs, peer, batch), batch) for peer in subject.peers}
-        yield Case(f"batch {batch}", "picture", ways)
+        yield f"batch {batch}", ways
 
 
 def _end_to_end(subject: _Subject) -> Iterator[Case]:
     """From files to rows, with batches as `classify` and the others' loops choose them."""
     import torch
 
-    classifiers = {name: build_classifier(model, LABELS, templates=TEMPLATE) for name, model in subject.models.items()}
-    weight = torch.from_numpy(next(iter(classifiers.values())).weight)
+    built = {name: build_classifier(model, LABELS, templates=TEMPLATE) for name, model in subject.models.items()}
+    weight = torch.from_numpy(next(iter(built.values())).weight)
+    loaders = cpus() if subject.model.on_cuda else 0  # on a CPU they would disturb the model, and gain nothing
     squares = _squares(subject, 16)
     subject.model.encode_image(squares)
     rate = len(squares) / _spent(partial(subject.model.encode_image, squares))
@@ -365,20 +336,17 @@ def _end_to_end(subject: _Subject) -> Iterator[Case]:
 
     for what, some in subject.pictures.items():
         many = list(islice(cycle(some), count if len(some) > 1 else 16))
-        ways = {
-            name: Way(partial(_rows, many, classifiers[name], model), len(many))
-            for name, model in subject.models.items()
+        runs: dict[str, Run] = {
+            name: partial(_rows, many, built[name], model) for name, model in subject.models.items()
         }
-        for peer in subject.peers:
-            run = partial(peer.answers, many, weight, workers=loaders(subject.model))
-            ways[peer.name] = Way(run, len(many))
-        yield Case(what, "picture", ways)
+        runs |= {peer.name: partial(peer.answers, many, weight, workers=loaders) for peer in subject.peers}
+        yield what, {name: Way(run, len(many)) for name, run in runs.items()}
 
 
 def _rows(pictures: Sequence[Source | Embedded], classifier: Classifier, model: Model) -> None:
     with open(os.devnull, "wb") as file:
         sink = open_sink("jsonl", file, SinkOptions(labels=classifier.names))
-        for row in classify(pictures, classifier, model, ClassifyOptions()):
+        for row in classify(pictures, classifier, model):
             sink.write(row)
         sink.close()
 
@@ -396,7 +364,8 @@ def _text(subject: _Subject) -> Iterator[Case]:
     ids = prompts.tokenize(filled, labels, subject.model.tokenizer, config.context_length, truncate=True)
 
     def ours(model: Model) -> None:
-        _drain(model.encode_text(ids))
+        for _ in model.encode_text(ids):
+            pass
 
     def theirs(peer: Peer) -> None:
         some = pad(sample)
@@ -409,7 +378,7 @@ def _text(subject: _Subject) -> Iterator[Case]:
         towers.setdefault(model.text_arithmetic, name)
     ways = {name: Way(partial(ours, subject.models[name]), len(ids)) for name in towers.values()}
     ways |= {peer.name: Way(partial(theirs, peer), len(sample)) for peer in subject.peers}
-    yield Case(f"{len(labels)} labels x 80 templates", "prompt", ways)
+    yield f"{len(labels)} labels x 80 templates", ways
 
 
 def _start(subject: _Subject) -> Iterator[Case]:
@@ -434,7 +403,7 @@ def _start(subject: _Subject) -> Iterator[Case]:
         if peer.script:
             script = [sys.executable, "-c", peer.script, str(peer.folder), picture, *LABELS]
             ways[peer.name] = Way(partial(_process, script, known), 1)
-    yield Case("one picture, a new process", "process", ways)
+    yield "one picture, a new process", ways
 
 
 def _file(subject: _Subject) -> str:
@@ -449,8 +418,7 @@ def _file(subject: _Subject) -> str:
 
 def _process(command: Sequence[str], store: Path) -> None:
     environment = {**os.environ, "CLIPCLI_CACHE_DIR": str(store), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-    place = store.parent  # where no settings lie
-    done = subprocess.run(command, capture_output=True, check=False, env=environment, cwd=place)
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=store.parent)  # no settings lie there
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
         raise ModelError(f"a process that was to be measured ended with {done.returncode}: {said[-1]}")
@@ -460,13 +428,9 @@ def _relabel(subject: _Subject) -> Iterator[Case]:
     """From embeddings to rows of JSON, for 1,000 labels; the product of the same matrices is the limit."""
     model, random = subject.model, np.random.default_rng(0)
     count = 2_000 if subject.options.quick else 20_000
-
-    def unit(rows: int) -> Vectors:
-        vectors = random.standard_normal((rows, model.config.embed_dim), np.float32)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors
-
-    vectors, weight = unit(count), unit(1_000)
+    vectors, weight = (
+        unit(random.standard_normal((rows, model.config.embed_dim), np.float32)) for rows in (count, 1_000)
+    )
     labels = tuple(Label(f"label {i}", (f"label {i}",)) for i in range(len(weight)))
     classifier = Classifier(weight, labels, 100.0, model.name, model.image_fingerprint, model.text_fingerprint)
     known = [Embedded(f"{i:06}.jpg", vector) for i, vector in enumerate(vectors)]
@@ -476,14 +440,14 @@ def _relabel(subject: _Subject) -> Iterator[Case]:
             vectors[start : start + 1024] @ weight.T
 
     ways = {OURS: Way(partial(_rows, known, classifier, model), count), LIMIT: Way(product, count)}
-    yield Case(f"{len(weight):,} labels", "row", ways)
+    yield f"{len(weight):,} labels", ways
 
 
-_CASES: dict[Stage, Callable[[_Subject], Iterator[Case]]] = {
-    "decode": _decode,
-    "model": _model,
-    "end-to-end": _end_to_end,
-    "text": _text,
-    "start": _start,
-    "relabel": _relabel,
+_CASES: dict[Stage, tuple[str, Callable[[_Subject], Iterator[Case]]]] = {  # what is counted, and what is done
+    "decode": ("picture", _decode),
+    "model": ("picture", _model),
+    "end-to-end": ("picture", _end_to_end),
+    "text": ("prompt", _text),
+    "start": ("process", _start),
+    "relabel": ("row", _relabel),
 }

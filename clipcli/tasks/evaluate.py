@@ -133,11 +133,16 @@ def check_labels(labels: Sequence[Label]) -> None:
         raise UsageError(f'one label alone ("{labels[0].name}"): every answer would be right', hint="add labels")
 
 
-def judge(vectors: Vectors, classifier: Classifier) -> tuple[Floats, Verdicts]:
-    """The logits [n, labels], and what follows from them. Raises UsageError for vectors that aren't finite."""
+def check_finite(vectors: Vectors) -> None:
+    """Raise UsageError unless all numbers are finite."""
     if broken := len(vectors) - int(np.isfinite(vectors).all(axis=1).sum()):
         what = f"{counted(broken, 'embedding')} of {len(vectors):,} not finite"
         raise UsageError(what, hint="embed the pictures again")
+
+
+def judge(vectors: Vectors, classifier: Classifier) -> tuple[Floats, Verdicts]:
+    """The logits [n, labels], and what follows from them. Raises UsageError for vectors that aren't finite."""
+    check_finite(vectors)
     lengths = np.linalg.norm(classifier.weight, axis=1)  # 1, but for classifiers made of pictures
     values, cosines = classifier.logits(vectors), vectors @ classifier.weight.T / lengths
     rows, best = np.arange(len(values)), values.argmax(axis=1)

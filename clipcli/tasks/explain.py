@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from clipcli.images.crops import crop_name
 from clipcli.images.stream import make_prepare
-from clipcli.records import Embedded, Evidence, Failure, Item, Prediction, PromptCosine, Row, Source
+from clipcli.records import Embedded, Evidence, Failure, Item, PromptCosine, Row, Source
 from clipcli.tasks.classify import Burst, ClassifyOptions, check_words, make_rows
 from clipcli.tasks.embed import Input, embed_in_bursts, sources
 from clipcli.weights.model import Model
@@ -38,26 +38,32 @@ def explain_in_bursts(
     options = options or ClassifyOptions()
     rows = make_rows(classifier, background, model, options)
     spoken = [_Prompts(part, model) for part in (classifier, background) if part is not None]
-    crops = _Crops(inputs, model, options)
+    size, transform = model.config.vision.image_size, model.config.preprocess
+    prepare = make_prepare(transform, size, options.pixels, options.crop, None, options.decode)
+    waiting: deque[Item] = deque()  # those whose rows are to come
+
+    def items() -> Iterator[Item]:
+        for item in sources(inputs):
+            waiting.append(item)
+            yield item
+
+    def next_crop() -> NDArray[np.uint8] | None:
+        item = waiting.popleft()
+        prepared = prepare(item) if isinstance(item, Source) else None
+        return None if prepared is None or isinstance(prepared, Failure) else prepared.square
 
     def explained(burst: Burst) -> Iterator[Row]:
         for item, row in zip(burst, rows(burst), strict=True):
-            crop = crops.next()
+            crop = next_crop()
             if isinstance(row, Failure) or isinstance(item, Failure):
                 yield row
-            else:
-                prompts = [one for part in spoken for one in part.cosines(item)]
-                yield replace(row, evidence=_evidence(row, prompts, crop, options))
+                continue
+            prompts = [one for part in spoken for one in part.cosines(item)]
+            wanted = tuple(one for candidate in row.top for one in prompts if one.label == candidate.label)
+            saved = None if options.save_crop is None or crop is None else str(options.save_crop / crop_name(row.path))
+            yield replace(row, evidence=Evidence(wanted, crop, saved))
 
-    return map(explained, embed_in_bursts(crops.items(), model, options))
-
-
-def _evidence(
-    row: Prediction, prompts: list[PromptCosine], crop: NDArray[np.uint8] | None, options: ClassifyOptions
-) -> Evidence:
-    wanted = tuple(one for candidate in row.top for one in prompts if one.label == candidate.label)
-    saved = None if options.save_crop is None or crop is None else str(options.save_crop / crop_name(row.path))
-    return Evidence(wanted, crop, saved)
+    return map(explained, embed_in_bursts(items(), model, options))
 
 
 class _Prompts:
@@ -75,27 +81,3 @@ class _Prompts:
         for prompt, cosine in zip(self.prompts, (self.vectors @ picture.vector).tolist(), strict=True):
             label = self.names[prompt.label]
             yield PromptCosine(label, prompt.text, prompt.template, prompt.alias, prompt.weight, cosine)
-
-
-class _Crops:
-    """What the model sees of pictures, made anew as their rows come."""
-
-    def __init__(self, inputs: Input | Iterable[Input], model: Model, options: ClassifyOptions) -> None:
-        self._inputs = inputs
-        self._waiting: deque[Item] = deque()
-        config = model.config
-        self._prepare = make_prepare(
-            config.preprocess, config.vision.image_size, options.pixels, options.crop, None, options.decode
-        )
-
-    def items(self) -> Iterator[Item]:
-        """The inputs, on their way to the model."""
-        for item in sources(self._inputs):
-            self._waiting.append(item)
-            yield item
-
-    def next(self) -> NDArray[np.uint8] | None:
-        """The next one's crop, uint8 [3, H, W]."""
-        item = self._waiting.popleft()
-        prepared = self._prepare(item) if isinstance(item, Source) else None
-        return None if prepared is None or isinstance(prepared, Failure) else prepared.square

@@ -104,22 +104,22 @@ def embed_set(
             labels.append(pair.label)
             yield pair.source
 
-    vectors, truth, paths, failures = [], [], [], []
+    rows, truth, failures = [], [], []
     for done, row in enumerate(embed(items(), model, options), 1):
         progress(done)
         label = labels.popleft()
         if isinstance(row, Failure):
             failures.append(row)
         else:
-            vectors.append(row.vector)
+            rows.append(row)
             truth.append(label)
-            paths.append(row.path)
-    if not vectors:
+    if not rows:
         reason = f"; the first: {failures[0].path}: {failures[0].message}" if failures else ""
         raise UsageError(f"no picture in {', '.join(data)} can be used{reason}", hint=_GLOBS if is_left_out else None)
+    paths = tuple(row.path for row in rows)
     _tell_empty(data, [*paths, *(failure.path for failure in failures)], wanted)
     classes, indices = np.unique(np.array(truth, dtype=object), return_inverse=True)
-    return LabelledSet(np.stack(vectors), indices, tuple(classes.tolist()), tuple(paths), tuple(failures))
+    return LabelledSet(np.stack([row.vector for row in rows]), indices, tuple(classes.tolist()), paths, tuple(failures))
 
 
 def classes_of(data: Sequence[str]) -> list[Label]:

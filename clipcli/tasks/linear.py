@@ -13,11 +13,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcli.tasks.metrics import log_softmax
+from clipcli.tasks.metrics import Floats, Indices, log_softmax
 
 F = TypeVar("F", bound=np.floating[Any])
 Array = NDArray[np.float64]
-Indices = NDArray[np.intp]
 
 ITERATIONS = 1000  # of L-BFGS at most (paper, section A.3)
 EXACT, ROUGH = 1e-9, 1e-4  # gradients at which it stops: for numbers that are kept, and to rank values of C
@@ -52,13 +51,16 @@ class Linear(NamedTuple):
 
     def quality(self, examples: Examples) -> tuple[float, float]:
         """The share that is answered right and, for ties, the mean logarithm of what the truth scores."""
-        logits, truth = self.logits(examples.vectors), examples.truth
-        likelihood = log_softmax(logits)[np.arange(len(truth)), truth].mean()
-        return float((logits.argmax(axis=1) == truth).mean()), float(likelihood)
+        return _quality(self.logits(examples.vectors), examples.truth)
 
     def mixed(self, other: Linear, own: float, others: float) -> Linear:
         """The classifier whose logits are `own` times ours and `others` times the other's."""
         return Linear(own * self.weight + others * other.weight, own * self.bias + others * other.bias)
+
+
+def _quality(logits: Floats, truth: Indices) -> tuple[float, float]:
+    likelihood = log_softmax(logits)[np.arange(len(truth)), truth].mean()
+    return float((logits.argmax(axis=1) == truth).mean()), float(likelihood)
 
 
 def unit(vectors: NDArray[F]) -> NDArray[F]:
@@ -73,12 +75,12 @@ def best(candidates: Iterable[tuple[float, Linear]], held: Examples) -> tuple[fl
 
 
 @contextmanager
-def _threads(work: int) -> Iterator[None]:
-    """One thread of torch for as long as this lasts, if there is so little work."""
+def one_thread(*, wanted: bool = True) -> Iterator[None]:
+    """One thread of torch for as long as this lasts, if it is `wanted`."""
     import torch
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1 if work < SMALL else threads)
+    torch.set_num_threads(1 if wanted else threads)
     try:
         yield
     finally:
@@ -117,7 +119,7 @@ def logistic(examples: Examples, c: float, tolerance: float = EXACT, start: Line
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    with _threads(x.numel() * classes):
+    with one_thread(wanted=x.numel() * classes < SMALL):
         optimizer.step(loss)  # type: ignore[no-untyped-call]
     found = weight.detach().double().numpy()
     return Linear(found, bias.detach().double().numpy() - found @ middle)
@@ -133,10 +135,10 @@ def sweep(examples: Examples, held: Examples) -> tuple[float, Linear]:
     tried: dict[float, Linear] = {}
     step, wanted = 2.0, [float(exponent) for exponent in range(LEAST, MOST + 1, 2)]
     while True:
-        for one in filter(lambda one: one not in tried, wanted):
+        for one in wanted:
             weaker = tried.get(max((other for other in tried if other < one), default=one))
             tried[one] = logistic(examples, 10**one, ROUGH, weaker)
-        peak, found = best(sorted(tried.items(), key=lambda pair: pair[0]), held)
+        peak, found = best(sorted(tried.items()), held)
         step /= 2
         if step < FINEST:
             return 10**peak, found
@@ -176,4 +178,4 @@ def leave_one_out(text: Array, examples: Examples, alpha: float) -> tuple[float,
     logits = blend(text, examples.means, alpha, 1).logits(vectors)
     own = unit(text[truth] + alpha * unit(examples.means[truth] * counts - vectors))
     logits[rows, truth] = (own * vectors).sum(axis=1)
-    return float((logits.argmax(axis=1) == truth).mean()), float(log_softmax(logits)[rows, truth].mean())
+    return _quality(logits, truth)

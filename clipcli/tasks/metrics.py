@@ -78,16 +78,16 @@ def share(hits: Flags, seed: int = 0) -> Estimate:
     return _estimate(float(hits.mean()), draws)
 
 
-def mean_share(hits: Indices, of: Indices, seed: int = 0) -> Estimate:
+def mean_share(hits: Indices, of: Indices) -> Estimate:
     """The mean over classes of `hits` among `of` pictures, resampled within each class; empty classes don't count."""
     hits, of = hits[of > 0], of[of > 0]
-    draws = np.random.default_rng(seed).binomial(of, hits / of, (RESAMPLES, len(of))) / of
+    draws = np.random.default_rng(0).binomial(of, hits / of, (RESAMPLES, len(of))) / of
     return _estimate(float((hits / of).mean()), draws.mean(axis=1))
 
 
-def gap(a: Flags, b: Flags, seed: int = 0) -> Estimate:
+def gap(a: Flags, b: Flags) -> Estimate:
     """The share of hits in `b` less that in `a`, on different pictures."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     draws = [random.binomial(len(hits), hits.mean(), RESAMPLES) / len(hits) for hits in (a, b)]
     return _estimate(float(b.mean() - a.mean()), draws[1] - draws[0])
 
@@ -116,6 +116,13 @@ def _estimate(value: float, draws: Floats) -> Estimate:
 
 
 # What a score is worth
+
+
+def softmax(logits: Floats) -> Floats:
+    """Scores [..., labels]."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    scores: Floats = powers / powers.sum(axis=-1, keepdims=True)
+    return scores
 
 
 def log_softmax(logits: Floats) -> Floats:
@@ -194,16 +201,21 @@ def threshold_for(precision: float, score: Floats, right: Flags) -> Threshold | 
 
     It lies halfway to the next lower score, or where there is none a hair below.
     """
-    order = np.argsort(-score, kind="stable")
-    falling = score[order]
-    kept = np.arange(1, len(score) + 1)
-    whole = np.append(falling[:-1] > falling[1:], True)  # equal scores are kept together
-    reached = np.flatnonzero(whole & (np.cumsum(right[order]) >= precision * kept))
+    hits, kept, values = falling(score, right)
+    reached = np.flatnonzero(hits >= precision * kept)
     if not len(reached):
         return None
     last = int(reached[-1])
-    following = float(falling[last + 1]) if last + 1 < len(score) else float(falling[last]) - 2 * HAIR
-    return at_threshold((float(falling[last]) + following) / 2, score, right)
+    following = float(values[last + 1]) if last + 1 < len(values) else float(values[last]) - 2 * HAIR
+    return at_threshold((float(values[last]) + following) / 2, score, right)
+
+
+def falling(score: Floats, truth: Flags) -> tuple[Indices, Indices, Floats]:
+    """For each distinct score, falling: the true pictures from it on, all pictures from it on, and the score itself."""
+    order = np.argsort(-score, kind="stable")
+    values = score[order]
+    last = np.flatnonzero(np.append(values[:-1] > values[1:], True))
+    return np.cumsum(truth[order], dtype=np.intp)[last], last + 1, values[last]
 
 
 # What belongs to no label
@@ -216,7 +228,7 @@ def auroc(known: Floats, unknown: Floats) -> float:
     return float((below + up_to).mean() / 2 / len(unknown))
 
 
-def fpr_at_tpr(known: Floats, unknown: Floats, tpr: float = 0.95) -> float:
-    """The share of unknown pictures that pass where at least `tpr` of the known ones do."""
-    least = np.sort(known)[::-1][math.ceil(tpr * len(known)) - 1]
+def fpr_at_tpr(known: Floats, unknown: Floats) -> float:
+    """The share of unknown pictures that pass where at least 95 % of the known ones do."""
+    least = np.sort(known)[::-1][math.ceil(0.95 * len(known)) - 1]
     return float((unknown >= least).mean())

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +20,18 @@ from clipcli.errors import LabelError, UsageError
 from clipcli.paths import prompt_dirs
 from clipcli.records import Candidate, Embedded, Label, Prediction
 from clipcli.tasks.classify import ClassifyOptions, check_words, scale_of, stacked
+from clipcli.tasks.embed_texts import embed_texts
 from clipcli.tasks.evaluate import listed
-from clipcli.tokenizer import cut
-from clipcli.weights.model import Model
-from clipcli.zeroshot.classifier import Array, Classifier, encode_prompts
+from clipcli.tasks.metrics import Flags, Floats, falling
+from clipcli.tasks.pairs import folded
+from clipcli.weights.model import Model, Vectors
+from clipcli.zeroshot.classifier import Classifier
 from clipcli.zeroshot.files import checked, read_text
 from clipcli.zeroshot.templates import NEUTRAL
 
 LEAST = 0.5  # where a label has no threshold: it fits as well as the neutral prompts do
 
 _FOLDS = 5
-
-Floats = NDArray[np.floating[Any]]
-Flags = NDArray[np.bool_]
 
 
 # Scores and rows
@@ -68,8 +66,7 @@ class Presence:
 
     def __init__(self, classifier: Classifier, model: Model, options: ClassifyOptions) -> None:
         check_words(classifier, model, "--multi-label")
-        ids = [cut(ids, model.config.text.context_length) for ids in model.tokenizer(neutral_prompts())]
-        self.neutral: Array = encode_prompts(model, ids)[0]  # [prompts, dim]
+        self.neutral = stacked([*embed_texts(neutral_prompts(), model, truncate=True)])  # [prompts, dim]
         self.classifier = classifier
         self.options = options
         self.scale = scale_of(classifier, options)
@@ -78,7 +75,7 @@ class Presence:
             labels = tuple(replace(label, threshold=None) for label in labels)
         self.thresholds = thresholds(labels, options.min_score)
 
-    def scores(self, vectors: Array) -> tuple[Floats, Floats]:
+    def scores(self, vectors: Vectors) -> tuple[Floats, Floats]:
         """Scores and cosines [n, labels] of unit embeddings [n, dim]."""
         cosines = vectors @ self.classifier.weight.T
         return presence(cosines, vectors @ self.neutral.T, self.scale), cosines
@@ -120,7 +117,7 @@ class MultiLabelEvaluation:
     pictures: int
     positives: NDArray[np.intp]  # pictures that have the label
     precision: Floats  # average precision
-    f1: Floats  # at the labels' own thresholds, else `least`
+    f1: Floats  # at the labels' own thresholds, else LEAST
     fitted_f1: Floats  # at thresholds that were fitted on other pictures
     fitted: Floats  # thresholds, fitted on all pictures
     micro_f1: float
@@ -132,13 +129,11 @@ class MultiLabelEvaluation:
         return float(np.nanmean(self.precision))
 
 
-def evaluate_multi_label(
-    scores: Floats, truth: Flags, labels: Sequence[Label], least: float | None = None, seed: int = 0
-) -> MultiLabelEvaluation:
+def evaluate_multi_label(scores: Floats, truth: Flags, labels: Sequence[Label]) -> MultiLabelEvaluation:
     """What scores [n, labels] are worth where `truth` [n, labels] is known. Raises UsageError where none holds."""
     if not truth.any():
         raise UsageError("no picture has any of the labels", hint="are the names those of the label file?")
-    plain, crossed = scores >= thresholds(labels, least), _crossed(scores, truth, seed)
+    plain, crossed = scores >= thresholds(labels), _crossed(scores, truth)
     return MultiLabelEvaluation(
         labels=tuple(label.name for label in labels),
         pictures=len(scores),
@@ -157,11 +152,11 @@ def truth_of(names: Sequence[str], labels: Sequence[Label], *, ignore_missing: b
 
     Raises LabelError for names that no label has, unless they are ignored.
     """
-    known = {_folded(alias): place for place, label in enumerate(labels) for alias in label.aliases}
-    known |= {_folded(label.name): place for place, label in enumerate(labels)}
+    known = {folded(alias): place for place, label in enumerate(labels) for alias in label.aliases}
+    known |= {folded(label.name): place for place, label in enumerate(labels)}
     exact = {label.name: place for place, label in enumerate(labels)}  # names may differ in case only
     split = [
-        [name for part in several.split("|") if (name := part.strip() if part.strip() in exact else _folded(part))]
+        [name for part in several.split("|") if (name := part.strip() if part.strip() in exact else folded(part))]
         for several in names
     ]
     known |= exact
@@ -175,15 +170,11 @@ def truth_of(names: Sequence[str], labels: Sequence[Label], *, ignore_missing: b
     return truth
 
 
-def _folded(name: str) -> str:
-    return " ".join(name.replace("_", " ").split()).casefold()
-
-
 def average_precision(scores: Floats, truth: Flags) -> Floats:
     """The mean precision at each true picture, by falling score, [labels]; equal scores count together."""
     found = np.full(truth.shape[1], np.nan)
     for label in np.flatnonzero(truth.any(axis=0)):
-        hits, kept, _ = _falling(scores[:, label], truth[:, label])
+        hits, kept, _ = falling(scores[:, label], truth[:, label])
         found[label] = (np.diff(hits, prepend=0) * hits / kept).sum() / hits[-1]
     return found
 
@@ -192,7 +183,7 @@ def fit_thresholds(scores: Floats, truth: Flags) -> Floats:
     """The threshold [labels] that gives each label its best F1: halfway between two scores, the highest of equals."""
     found = np.full(truth.shape[1], np.nan)
     for label in np.flatnonzero(truth.any(axis=0)):
-        hits, kept, values = _falling(scores[:, label], truth[:, label])
+        hits, kept, values = falling(scores[:, label], truth[:, label])
         best = int(np.argmax(2 * hits / (kept + hits[-1])))
         found[label] = values[best : best + 2].mean(dtype=np.float64)
     return found
@@ -204,17 +195,9 @@ def f1(holds: Flags, truth: Flags) -> Floats:
     return np.where(truth.any(axis=0), 2 * hits / np.maximum(total, 1), np.nan)
 
 
-def _falling(score: Floats, truth: Flags) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
-    """For each distinct score, falling: the true pictures from it on, all pictures from it on, and the score itself."""
-    order = np.argsort(-score, kind="stable")
-    falling = score[order]
-    last = np.flatnonzero(np.append(falling[:-1] > falling[1:], True))
-    return np.cumsum(truth[order], dtype=np.intp)[last], last + 1, falling[last]
-
-
-def _crossed(scores: Floats, truth: Flags, seed: int) -> Flags:
+def _crossed(scores: Floats, truth: Flags) -> Flags:
     """What holds by thresholds that were fitted on the other pictures, in turns over _FOLDS parts."""
-    fold = np.random.default_rng(seed).permutation(len(scores)) % _FOLDS
+    fold = np.random.default_rng(0).permutation(len(scores)) % _FOLDS
     holds = np.zeros_like(truth)
     for part in np.unique(fold):
         fitted = fit_thresholds(scores[fold != part], truth[fold != part])

@@ -60,23 +60,23 @@ class _Classes:
                 phrases = _texts((label.name, *phrases))
             broader = _texts((label.group or "").split("|"))
             self._met[label.name] = phrases, broader, label.name  # of names that differ in case only, each is its own
-            self._known.setdefault(_folded(label.name), self._met[label.name])
+            self._known.setdefault(folded(label.name), self._met[label.name])
         names = set(self._known)
         self._shared: dict[str, tuple[str, str]] = {}  # words of two labels
         for label in words.values():
-            mine = self._known[_folded(label.name)]
-            for alias in map(_folded, label.aliases):
+            mine = self._known[folded(label.name)]
+            for alias in map(folded, label.aliases):
                 other = self._known.setdefault(alias, mine)[2]
                 if other not in (None, mine[2]) and alias not in names:
                     self._shared[alias] = str(other), label.name
 
     def __getitem__(self, name: str) -> _Truth:
-        if name not in self._met and _folded(name) in self._shared:
-            first, second = self._shared[_folded(name)]
-            what = f'class "{name}" is an alias of two labels, "{first}" and "{second}"'
-            raise UsageError(what, hint="take the alias from one of them, or name the class as its label")
         if name not in self._met:
-            self._met[name] = self._known.setdefault(_folded(name), _by_its_name(_text(name.replace("_", " ")) or name))
+            key = folded(name)
+            if key in self._shared:
+                what = 'class "{}" is an alias of two labels, "{}" and "{}"'.format(name, *self._shared[key])
+                raise UsageError(what, hint="take the alias from one of them, or name the class as its label")
+            self._met[name] = self._known.setdefault(key, _by_its_name(_text(name.replace("_", " ")) or name))
         return self._met[name]
 
 
@@ -84,8 +84,9 @@ def _by_its_name(name: str) -> _Truth:
     return _texts(_SYNONYMS.split(name)) or (name,), (), name
 
 
-def _folded(name: str) -> str:
-    return _text(name.replace("_", " ")).casefold()
+def folded(name: str) -> str:
+    """A class's name as it is compared: in one case, `_` and all white space a single space."""
+    return " ".join(_text(name.replace("_", " ")).split()).casefold()
 
 
 def _text(value: str) -> str:
@@ -222,15 +223,20 @@ def _lines(path: str, classes: _Classes) -> Iterator[Pair | Failure]:
         for number, line in enumerate(_bounded(file), 1):
             if not line.strip():
                 continue
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):
-                entry = None
-            where = f"{path}:{number}"
-            if isinstance(entry, dict):
-                yield _entry(entry, where, path, classes)
-            else:
+            where, entry = f"{path}:{number}", _object(line)
+            if entry is None:
                 yield Failure(where, FailureKind.CORRUPT, "no JSON object with path and caption")
+            else:
+                yield _entry(entry, where, path, classes)
+
+
+def _object(text: str | bytes) -> dict[str, Any] | None:
+    """A JSON object, if it is one."""
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None
 
 
 def _entry(entry: Mapping[str, Any], where: str, table: str, classes: _Classes) -> Pair | Failure:
@@ -278,14 +284,6 @@ def _split(name: str) -> tuple[str, str]:
     return name[:start] + stem, ending.lower()
 
 
-def _wanted(name: str) -> bool:
-    return _split(name)[1] in _LIMITS
-
-
-def _limit(name: str) -> int:
-    return _LIMITS[_split(name)[1]]
-
-
 def _archive(path: str, classes: _Classes) -> Iterator[Pair | Failure]:
     last = ""
 
@@ -296,7 +294,8 @@ def _archive(path: str, classes: _Classes) -> Iterator[Pair | Failure]:
             last = _split(name)[0]
         return last
 
-    for key, items in groupby(members(path, _wanted, _limit), sample):
+    found = members(path, lambda name: _split(name)[1] in _LIMITS, lambda name: _LIMITS[_split(name)[1]])
+    for key, items in groupby(found, sample):
         parts: dict[str, Member] = {}
         failed = False
         for item in items:
@@ -329,11 +328,8 @@ def _words(parts: Mapping[str, Member], classes: _Classes) -> _Truth | str:
             return "its .txt is not UTF-8"
         return _truth({"label": words} if "cls" in parts else {"caption": words.splitlines()}, classes)
     if "json" in parts:
-        try:
-            entry = json.loads(parts["json"].data)
-        except (ValueError, RecursionError):
-            entry = None
-        return _truth(entry, classes) if isinstance(entry, dict) else "its .json is no JSON object"
+        entry = _object(parts["json"].data)
+        return "its .json is no JSON object" if entry is None else _truth(entry, classes)
     if "cls" in parts:
         return "its class has a number (.cls), but no name (.txt)"
     return "no words beside it: the members of a sample follow each other (.jpg, .txt)"

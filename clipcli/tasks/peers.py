@@ -19,7 +19,6 @@ import numpy as np
 
 from clipcli.errors import ClipcliError, UsageError
 from clipcli.images.decode import open_picture
-from clipcli.images.stream import cpus
 from clipcli.images.transform import normalise
 from clipcli.records import Source
 from clipcli.tasks.verify import made_pictures
@@ -77,10 +76,14 @@ class Peer:
     def answers(self, sources: Sequence[Source], weight: Tensor, *, workers: int) -> list[int]:
         """The best label of each picture, by a data loader and the usual loop. `weight` [labels, embed_dim]."""
         import torch
-        from torch.utils.data import DataLoader
+        from torch.utils.data import DataLoader, default_collate
+
+        def squares(some: Sequence[Source]) -> Tensor:
+            batch: Tensor = default_collate([self.square(source) for source in some])
+            return batch
 
         found: list[int] = []
-        pictures = DataLoader(_Squares(self, sources), BATCH, num_workers=workers)  # type: ignore[var-annotated, arg-type]
+        pictures = DataLoader(sources, BATCH, num_workers=workers, collate_fn=squares)  # type: ignore[var-annotated, arg-type]
         with torch.inference_mode():
             for batch in pictures:
                 unit = torch.nn.functional.normalize(self.image(batch).float(), dim=1)
@@ -95,25 +98,6 @@ class Absent:
     model: str
     name: str
     why: str
-
-
-@dataclass(frozen=True)
-class _Squares:
-    """What a data loader takes for a set of data."""
-
-    peer: Peer
-    sources: Sequence[Source]
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.peer.square(self.sources[index])
-
-
-def loaders(model: Model) -> int:
-    """Processes that a data loader is given: on a CPU they would disturb the model, and gain nothing."""
-    return cpus() if model.on_cuda else 0
 
 
 def find(model: Model, folder: Path) -> Iterator[Peer | Absent]:

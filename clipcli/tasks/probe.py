@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, get_args
@@ -22,13 +22,12 @@ import numpy as np
 from clipcli.errors import UsageError
 from clipcli.output.text import counted
 from clipcli.records import Label
-from clipcli.tasks.evaluate import listed
+from clipcli.tasks.evaluate import check_finite, listed
 from clipcli.tasks.labelled import LabelledSet
 from clipcli.tasks.linear import (
     EXACT,
     ROUGH,
     Examples,
-    Indices,
     Linear,
     best,
     blend,
@@ -38,10 +37,11 @@ from clipcli.tasks.linear import (
     sweep,
     unit,
 )
+from clipcli.tasks.metrics import Indices
 from clipcli.weights.load import MOST_SCALE
 from clipcli.weights.model import Model, Vectors
 from clipcli.weights.pooled import is_pooled
-from clipcli.zeroshot.classifier import Classifier
+from clipcli.zeroshot.classifier import Classifier, Progress
 from clipcli.zeroshot.classifier_file import LONGEST
 
 Method = Literal["logistic", "gda", "blend", "gda+text", "wise"]
@@ -57,7 +57,6 @@ GRIDS: dict[Method, tuple[float, ...]] = {  # the strengths that are tried; logi
 STRENGTHS: dict[Method, str] = {"logistic": "C", "blend": "alpha", "gda+text": "alpha", "wise": "share"}
 OF_WORDS: tuple[Method, ...] = ("blend", "gda+text", "wise")
 
-Progress = Callable[[int, int], None]  # fits done, fits to do
 Tuned = dict[Method, tuple[float, Linear]]  # each method's strength, and what it made
 
 
@@ -207,9 +206,7 @@ def _examples(pictures: LabelledSet, labels: Sequence[Label], *, is_complete: bo
         raise UsageError(f"classes that are no labels: {listed(foreign)}", hint=hint)
     if is_complete and (idle := [name for name in names if name not in pictures.classes]):
         raise UsageError(f"labels without a picture: {listed(idle)}", hint="add pictures, or take the labels out")
-    if broken := len(pictures.vectors) - int(np.isfinite(pictures.vectors).all(axis=1).sum()):
-        what = f"{counted(broken, 'embedding')} of {len(pictures.vectors):,} not finite"
-        raise UsageError(what, hint="embed the pictures again")
+    check_finite(pictures.vectors)
     places = np.array([names.index(name) for name in pictures.classes])
     return Examples(pictures.vectors.astype(np.float64), places[pictures.truth])
 
@@ -222,7 +219,8 @@ def _checked_shots(data: Examples, labels: Sequence[Label], shots: Sequence[int]
     if fewest < (needed := 2 if is_apart else 3):
         aims = "learn from and to choose by" if is_apart else "learn from, to choose by and to test with"
         raise UsageError(f"{who}; {needed} are the fewest: to {aims}", hint="add pictures, or leave the class out")
-    left = fewest - _held(fewest) if is_apart else fewest - _held(fewest) - _held(fewest - _held(fewest))
+    left = fewest - _held(fewest)
+    left = left if is_apart else left - _held(left)
     if max(shots, default=1) > left:
         what = f"{who}, {left} of them to learn from: fewer than {max(shots)} shots"
         raise UsageError(what, hint="add pictures, or ask for fewer --shots; --test DATA leaves more of them")
@@ -264,24 +262,21 @@ def _tuned(
     tolerance: float = ROUGH,
 ) -> Tuned:
     """Every method that can be, at the strength that is best on `held`, or at the `fixed` one."""
-
-    def grid(name: Method) -> tuple[float, ...]:
-        return GRIDS[name] if fixed is None else (fixed[name],) if name in fixed else ()
-
     if fixed is None:
-        c, regression = sweep(examples, held)
+        grids, (c, regression) = GRIDS, sweep(examples, held)
     else:
-        c, regression = fixed["logistic"], logistic(examples, fixed["logistic"], tolerance)
+        grids, c = {name: (strength,) for name, strength in fixed.items()}, fixed["logistic"]
+        regression = logistic(examples, c, tolerance)
     found: Tuned = {"logistic": (c, regression)}
     discriminants = gaussian(examples)
-    if discriminants is not None and grid("gda"):
+    if discriminants is not None and "gda" in grids:
         found["gda"] = (1.0, discriminants)
     if words is not None:
         text, means, scale = unit(words.weight), examples.means, float(np.linalg.norm(words.weight[0]))
-        found["blend"] = best(((alpha, blend(text, means, alpha, scale)) for alpha in grid("blend")), held)
-        found["wise"] = best(((share, words.mixed(regression, 1 - share, share)) for share in grid("wise")), held)
+        found["blend"] = best(((alpha, blend(text, means, alpha, scale)) for alpha in grids["blend"]), held)
+        found["wise"] = best(((share, words.mixed(regression, 1 - share, share)) for share in grids["wise"]), held)
         if "gda" in found:
-            both = ((alpha, words.mixed(found["gda"][1], 1, alpha)) for alpha in grid("gda+text"))
+            both = ((alpha, words.mixed(found["gda"][1], 1, alpha)) for alpha in grids["gda+text"])
             found["gda+text"] = best(both, held)
     return found
 

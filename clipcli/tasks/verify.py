@@ -21,6 +21,7 @@ from clipcli.images.decode import open_picture
 from clipcli.images.transform import transform
 from clipcli.model.config import ClipConfig, ResNetConfig
 from clipcli.records import Failure, Source
+from clipcli.tasks.metrics import softmax
 from clipcli.weights import catalog
 from clipcli.weights.model import Model, Vectors
 
@@ -116,8 +117,7 @@ def changed_answers(found: Vectors, exact: Vectors, scale: float, margin: float 
 
     Cosines [pictures, labels], as `found` and `exact`; scores are their softmax, times `scale`.
     """
-    scores = np.exp(scale * (exact - exact.max(axis=1, keepdims=True)))
-    best = np.sort(scores / scores.sum(axis=1, keepdims=True), axis=1)
+    best = np.sort(softmax(scale * exact), axis=1)
     changed = found.argmax(axis=1) != exact.argmax(axis=1)
     return int((changed & (best[:, -1] - best[:, -2] > margin)).sum())
 
@@ -136,8 +136,7 @@ def verify_pictures(model: Model, published: Sequence[Published], folder: Path) 
         if figures.logits:
             deviation = _largest(logits, np.array(figures.logits))
             yield Check(f"{figures.picture}: logits", deviation, LOGIT[model.precision])
-        scores = np.exp(logits - logits.max())
-        deviation = _largest(scores / scores.sum(), np.array(figures.probabilities))
+        deviation = _largest(softmax(logits), np.array(figures.probabilities))
         yield Check(f"{figures.picture}: probabilities", deviation, PROBABILITY[model.precision])
 
 
