@@ -5,20 +5,17 @@ In: an `Advice`, of labelled pictures, or a `Weighing`, of others. Out: lines. W
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from clipcli.cli.columns import aligned
-from clipcli.cli.evaluation import percent
+from clipcli.cli.evaluation import estimate, percent, plain, section
+from clipcli.cli.labels import json_text
 from clipcli.output.text import counted
 from clipcli.tasks.advise import Advice, Weighing
 
 if TYPE_CHECKING:
     from clipcli.records import Template
     from clipcli.tasks.advise import Pair
-    from clipcli.tasks.metrics import Estimate
 
 # Title, header, rows, and how many of them are shown (0: the usual number). The last column is for words.
 Table = tuple[str, list[str], list[list[str]], int]
@@ -31,7 +28,7 @@ def summary(found: Advice | Weighing) -> str:
     gain = found.measured[-1].gain
     verdict = "better" if gain.low > 0 else "worse" if gain.high < 0 else "no clear difference"
     chosen = f"{len(found.chosen)} of {counted(len(found.ranked), 'template')} chosen"
-    return f"{chosen}; on the other half against all: {' '.join(_estimate(gain, '+'))}, {verdict}"
+    return f"{chosen}; on the other half against all: {' '.join(estimate(gain, '+'))}, {verdict}"
 
 
 def templates(found: Advice | Weighing) -> list[Template]:
@@ -39,34 +36,25 @@ def templates(found: Advice | Weighing) -> list[Template]:
     return [one.template for one in found.weighed] if isinstance(found, Weighing) else list(found.chosen)
 
 
-def report(found: Advice | Weighing, top: int, painted: bool) -> Iterator[str]:
+def report(found: Advice | Weighing, top: int, painted: bool) -> list[str]:
     """Tables, `top` lines of each that may be long; their titles stand out where they are `painted`."""
-    between = False
-    for title, header, rows, most in _of_weighing(found) if isinstance(found, Weighing) else _of_advice(found):
-        if not rows:
-            continue
-        if between:
-            yield ""
-        between = True
-        yield f"\x1b[1m{title}\x1b[0m" if painted else title
-        shown = rows[: most or top]
-        yield from aligned(
-            [header, *shown] if any(header) else shown, right=frozenset(range(len(header) - 1)), indent="  "
-        )
-        if len(shown) < len(rows):
-            yield f"  and {len(rows) - len(shown):,} more (--top)"
+    tables = _of_weighing(found) if isinstance(found, Weighing) else _of_advice(found)
+    lines: list[str] = []
+    for title, header, rows, most in tables:
+        if rows:
+            lines += section(title, [header, *rows], frozenset(range(len(header) - 1)), most or top, painted)
+    return lines[1:]  # no empty line before the first title
 
 
 def as_json(found: Advice | Weighing) -> str:
     """One object, with everything in it. Changes of it only add keys."""
-    plain = json.dumps(_plain(found), ensure_ascii=False)
-    return plain if plain.isprintable() else json.dumps(_plain(found))  # what a terminal should not see
+    return json_text(plain(found))
 
 
 def _of_advice(found: Advice) -> Iterator[Table]:
     a, b = found.pictures
     ways = [
-        [percent(way.on_a), *_estimate(way.on_b), *_estimate(way.gain, "+"), f"{way.templates:,}", way.name]
+        [percent(way.on_a), *estimate(way.on_b), *estimate(way.gain, "+"), f"{way.templates:,}", way.name]
         for way in found.measured
     ]
     title = f"percent right on A, {counted(a, 'picture')} to choose templates by, and on B, {b:,} others"
@@ -102,18 +90,3 @@ def _of_pairs(pairs: Sequence[Pair]) -> Table:
         return title, ["cosine", ""], [[f"{x.cosine:.3f}", name] for x, name in zip(pairs, names, strict=True)], 0
     rows = [[f"{x.a_as_b:,}", f"{x.b_as_a:,}", f"{x.cosine:.3f}", name] for x, name in zip(pairs, names, strict=True)]
     return title, ["1st as 2nd", "2nd as 1st", "cosine", ""], rows, 0
-
-
-def _estimate(one: Estimate, sign: str = "") -> tuple[str, str]:
-    return percent(one.value, sign), f"({percent(one.low, sign)} to {percent(one.high, sign)})"
-
-
-def _plain(value: Any) -> Any:
-    """The same in dictionaries and lists; six decimals."""
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if hasattr(value, "_asdict"):
-        return {key: _plain(item) for key, item in value._asdict().items()}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return round(value, 6) if isinstance(value, float) else value

@@ -16,7 +16,7 @@ from clipcli.cli.console import Talk, wants_color
 from clipcli.cli.labels import put
 from clipcli.cli.request import ModelChoice, Words
 from clipcli.cli.signals import orderly_stop
-from clipcli.cli.streams import Pictures, check_whole_file
+from clipcli.cli.streams import Pictures
 from clipcli.errors import ExitCode, UsageError
 from clipcli.images.find import check_inputs
 from clipcli.zeroshot.templates import write
@@ -37,18 +37,16 @@ Data = Annotated[
     list[str],
     typer.Argument(
         metavar="SET...",
-        help="Labelled pictures: a folder of class folders, .csv, .tsv or .jsonl with path and label, or webdataset "
-        "archives. With --unlabelled what classify takes.",
+        help=f"{shared.SETS} With --unlabelled what classify takes.",
         show_default=False,
     ),
 ]
 Unlabelled = Annotated[
     bool,
-    typer.Option(
+    opt.flag(
         "--unlabelled",
-        metavar="",
         help="Nobody has labelled the pictures: weigh templates by how surely they answer.",
-        rich_help_panel=opt.INPUT,
+        panel=opt.INPUT,
     ),
 ]
 Reference = Annotated[
@@ -59,11 +57,9 @@ Reference = Annotated[
         rich_help_panel=opt.INPUT,
     ),
 ]
-Most = Annotated[
-    int, typer.Option("--most", metavar="N", min=1, help="Templates to choose at most.", rich_help_panel=opt.OUTPUT)
-]
+Most = Annotated[int, typer.Option(metavar="N", min=1, help="Templates to choose at most.", rich_help_panel=opt.OUTPUT)]
 Seed = Annotated[
-    int, typer.Option("--seed", metavar="N", min=0, help="Another one makes other halves.", rich_help_panel=opt.OUTPUT)
+    int, typer.Option(metavar="N", min=0, help="Another one makes other halves.", rich_help_panel=opt.OUTPUT)
 ]
 WriteTemplates = Annotated[
     Path | None,
@@ -118,14 +114,13 @@ def advise(
     chosen from. With --unlabelled all templates get weights (ZPE).
     """
     began = time.monotonic()
-    if reference and not unlabelled:
-        raise UsageError("--reference is for pictures without labels", hint="add --unlabelled, or leave it out")
+    _check(reference, unlabelled, write_templates)
     words = Words(labels or [], label, None, templates or [CANDIDATES], truncate)
     sets = [Pictures(names, None, False, include or [], exclude or [], False) for names in (data, reference) if names]
     for pictures in sets if unlabelled else ():
         pictures.check()
     check_inputs(data)
-    _check_written(write_templates, force, [*data, *(reference or []), *words.files, *words.sets])
+    shared.check_written([write_templates], force, [*data, *(reference or []), *words.read])
     choice = ModelChoice(model, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size)
     choice.check()
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk, orderly_stop():
@@ -138,9 +133,9 @@ def advise(
             from clipcli.tasks.embed import EmbedOptions
 
             opened = choice.open(talk)
-        _check_written(write_templates, force, opened.files)
+        shared.check_written([write_templates], force, opened.files)
         options = EmbedOptions(pixels=pixels, crop=crop, decode=decode, batch_size=batch_size, workers=workers)
-        reader = shared.Reader(opened, known, options, include or [], exclude or [], talk)
+        reader = shared.Reader(opened, known, options, {"": include or []}, exclude or [], talk)
         with talk.working("encoding prompts") as tick:
             bank = encode_bank(opened, known, candidates, truncate=truncate, progress=tick)
         found: task.Advice | task.Weighing
@@ -161,20 +156,20 @@ def advise(
     raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if reader.failed else ExitCode.OK)
 
 
+def _check(reference: Sequence[str] | None, unlabelled: bool, written: Path | None) -> None:
+    """Raise UsageError for options that don't go together, and for a template file that wouldn't be read again."""
+    if reference and not unlabelled:
+        raise UsageError("--reference is for pictures without labels", hint="add --unlabelled, or leave it out")
+    if written is not None and written.suffix.lower() == ".json":
+        raise UsageError(f"{written}: -t would not read it as text", hint="name a .txt file")
+
+
 def _labelled(reader: shared.Reader, data: Sequence[str], ignore_missing: bool) -> tuple[Array, Indices]:
     """Unit embeddings [n, dim] and their labels' indices [n]. Raises UsageError where classes are no labels."""
     from clipcli.tasks.evaluate import matched
 
-    found = reader.whole(data, reader.include)
+    found = reader.whole(data)
     names = tuple(label.name for label in reader.labels)
     vectors, truth, _ = matched(found, names, ", ".join(data), ignore_missing)
     reader.tell_idle(found)
     return vectors, truth
-
-
-def _check_written(file: Path | None, force: bool, read: Sequence[object]) -> None:
-    """Raise UsageError or OutputError for a template file that can't be written, or wouldn't be read again."""
-    if file is not None and file.suffix.lower() == ".json":
-        raise UsageError(f"{file}: -t would not read it as text", hint="name a .txt file")
-    if file is not None:
-        check_whole_file(file, force=force, read=read)

@@ -35,7 +35,6 @@ EXAMPLES = opt.epilog(
 )
 PRECISIONS: tuple[str, ...] = get_args(get_args(opt.PrecisionOf)[0])
 RUNTIMES: tuple[str, ...] = get_args(get_args(opt.RuntimeOf)[0])
-_TITLES = ("", "clipcli is x as fast as", "")
 STAGES = ("decode", "model", "end-to-end", "text", "start", "relabel")
 
 Inputs = Annotated[
@@ -75,7 +74,6 @@ Precisions = Annotated[
 Runtimes = Annotated[
     list[str],
     typer.Option(
-        "--runtime",
         metavar=f"[{'|'.join(RUNTIMES)}]",
         envvar="CLIPCLI_RUNTIME",
         help="As elsewhere (repeatable): with each precision. Without both options, all that pays here is tried.",
@@ -102,11 +100,8 @@ Only = Annotated[
         metavar="PART", help=f"Measure this part alone (repeatable): {', '.join(STAGES)}.", show_default=False
     ),
 ]
-Quick = Annotated[bool, typer.Option("--quick", metavar="", help="Once each, and less of it.")]
-Peers = Annotated[
-    bool, typer.Option("--peers/--no-peers", metavar="", help="With open_clip and transformers, if they are installed.")
-]
-Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.", rich_help_panel=opt.OUTPUT)]
+Quick = Annotated[bool, opt.flag("--quick", help="Once each, and less of it.")]
+Peers = Annotated[bool, opt.flag("--peers/--no-peers", help="With open_clip and transformers, if they are installed.")]
 
 
 def bench(
@@ -117,7 +112,7 @@ def bench(
     model: Models = None,
     offline: opt.Offline = False,
     vocabulary: opt.Vocabulary = None,
-    as_json: Json = False,
+    as_json: opt.Json = False,
     batch_size: Batches = None,
     device: opt.Device = "auto",
     precision: Precisions = ["auto"],  # noqa: B006  # never changed; a list is what Typer takes
@@ -201,7 +196,7 @@ def _show(found: Sequence[Timing], absent: Sequence[Absent], as_json: bool, talk
 
 def _table(found: Sequence[Timing]) -> Iterator[str]:
     """What was measured, and below it a line for each way to do it."""
-    rows = aligned([_TITLES, *map(_cells, found)], right=frozenset({0, 1}), indent="  ")
+    rows = aligned([("", "clipcli is x as fast as", ""), *map(_cells, found)], right=frozenset({0, 1}), indent="  ")
     yield next(rows)
     for what, ways in groupby(found, lambda one: f"{one.model}: {one.stage}, {one.case}"):
         yield printable(what)

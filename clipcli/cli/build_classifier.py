@@ -28,37 +28,27 @@ EXAMPLES = opt.epilog(
     "clipcli classify photos/ -c my.safetensors",
 )
 
-Labels = Annotated[
-    str | None,
-    typer.Argument(metavar="LABELS", help="A label file: text, CSV, TSV or JSON.", show_default=False),
-]
+Labels = Annotated[str | None, typer.Argument(metavar="LABELS", help="A label file: text, CSV, TSV or JSON.")]
 OutputFile = Annotated[
     Path | None,
-    typer.Option(
+    opt.OUTPUT.option(
         "--output",
         "-o",
         metavar="FILE",
         help="The classifier file (.safetensors). Without it only the store is filled.",
-        rich_help_panel=opt.OUTPUT,
     ),
 ]
 Extend = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="OLD",
-        help="Add LABELS to this classifier; only they are encoded.",
-        rich_help_panel=opt.CLASSIFIER,
-    ),
+    Path | None, opt.CLASSIFIER.option(metavar="OLD", help="Add LABELS to this classifier; only they are encoded.")
 ]
 
 Examples = Annotated[
     list[str] | None,
-    typer.Option(
+    opt.CLASSIFIER.option(
         "--examples",
         metavar="DATA",
         help="Blend pictures of each label in: a folder of class folders, a table of path and label, or webdataset "
         "archives (repeatable). clipcli probe tells what they add.",
-        rich_help_panel=opt.CLASSIFIER,
     ),
 ]
 
@@ -101,16 +91,15 @@ def build_classifier(
     if output is not None:
         if output.name == "-":
             raise UsageError("a classifier can't be written to stdout", hint="name a file: -o my.safetensors")
-        read = [*words.files, prompts, extend, *(templates or []), *(examples or [])]
-        check_new_file(output, force=force, read=read)
+        check_new_file(output, force=force, read=[*words.read, extend, *(examples or [])])
 
     from clipcli.zeroshot.classifier_file import load_classifier, save_classifier
 
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
         found = words.labels()
         old = load_classifier(extend) if extend else None
-        own = old is not None and not opt.came_from(context, "templates", "COMMANDLINE")
-        sets = old.templates if old and own else words.expanded()
+        typed = opt.came_from(context, "templates", "COMMANDLINE")
+        sets = old.templates if old and not typed else words.expanded()
         with talk.working("loading the model"):
             opened = choice.open(talk)
         if output is not None:

@@ -40,7 +40,6 @@ KINDS = {
 }
 _DAYS = {"h": 1 / 24, "d": 1, "w": 7, "y": 365}
 
-Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.", rich_help_panel=opt.OUTPUT)]
 Kind = Annotated[
     str | None,
     typer.Option(
@@ -62,19 +61,18 @@ MaxSize = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Keep values of so many bytes (500MB, 2GiB); those not used for longest go."),
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Don't ask.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", metavar="", help="Say what would go, and delete nothing.")]
+Yes = Annotated[bool, opt.flag("--yes", "-y", help="Don't ask.")]
+DryRun = Annotated[bool, opt.flag("--dry-run", help="Say what would go, and delete nothing.")]
 
 app = typer.Typer(
     help="What is kept between runs: classifiers, prompt vectors, embeddings, fingerprints of files.",
     epilog=EXAMPLES,
     no_args_is_help=True,
-    rich_markup_mode="rich",
 )
 
 
 @app.command(epilog=EXAMPLES)
-def info(as_json: Json = False, debug: opt.Debug = False) -> None:
+def info(as_json: opt.Json = False, debug: opt.Debug = False) -> None:
     """List what is kept, by kind and model."""
     from clipcli.store.inspect import survey
     from clipcli.weights.catalog import size_text
@@ -178,8 +176,7 @@ def _confirmed(question: str) -> bool:
 def _what(entries: int, files: int) -> str:
     """`3 entries and 1 file`."""
     parts = [(entries, "entry", "entries"), (files, "file", "files")]
-    named = [f"{number:,} {one if number == 1 else many}" for number, one, many in parts if number]
-    return " and ".join(named) or "nothing"
+    return " and ".join(f"{number:,} {one if number == 1 else many}" for number, one, many in parts if number)
 
 
 def _table(found: Survey) -> list[str]:

@@ -89,16 +89,12 @@ def calibrate(
         options = EmbedOptions(pixels=pixels, crop=crop, decode=decode, batch_size=batch_size, workers=workers)
         ((opened, loaded),) = labelled.prepared([choice], words, talk)
         check_whole_file(output, force=force, read=opened.files)
-        reader = labelled.Reader(opened, loaded.labels, options, [], exclude or [], talk)
+        reader = labelled.Reader(opened, loaded.labels, options, {"": include or []}, exclude or [], talk)
         others = reader.unknown(unknown)
-        labelled_set = reader.whole([pictures], include or [])
+        labelled_set = reader.whole([pictures])
         reader.tell_idle(labelled_set)
         found = task.calibrate(
-            labelled_set,
-            loaded,
-            unknown=others,
-            ignore_missing=ignore_missing,
-            want_precision=want_precision,
+            labelled_set, loaded, unknown=others, ignore_missing=ignore_missing, want_precision=want_precision
         )
         save_classifier(found.classifier, output)
         fitted = f"{found.error:.4f} -> {found.fitted_error:.4f}"

@@ -18,7 +18,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from clipcli import __version__, settings
 from clipcli.cli import defaults
@@ -40,15 +40,17 @@ CONSEQUENCES = {  # of environment variables, by the beginning of their names
     "TORCH_": "it changes how torch works",
     "PYTORCH_": "it changes how torch works",
 }
-DECODERS = {"HEIC": ("pillow_heif", "pillow-heif"), "JPEG XL": ("pillow_jxl", "pillow-jxl-plugin")}
-EXTRAS = {"HEIC": "heic", "JPEG XL": "jxl"}
-LEVELS = ("problem", "warning", "note")
+DECODERS = {  # module, package, extra
+    "HEIC": ("pillow_heif", "pillow-heif", "heic"),
+    "JPEG XL": ("pillow_jxl", "pillow-jxl-plugin", "jxl"),
+}
+Level = Literal["problem", "warning", "note"]
 
 
 class Finding(NamedTuple):
     """Something that a person should know. A problem is broken, a warning often goes wrong, a note may explain."""
 
-    level: Literal["problem", "warning", "note"]
+    level: Level
     text: str
 
 
@@ -85,7 +87,11 @@ def examine(root: Any, typed: Mapping[str, Any], *, devices: bool) -> Checkup:
     options = [_named(option) for option in defaults.effective(root, typed, given)]
     packages, caches = _packages(findings), _caches(findings)
     found = _devices(typed.get("device", "auto"), findings) if devices else None
-    findings += [*_of_environment(defaults.variables(root)), *_of_torch(packages), *_of_model(options), *_of_folder()]
+    findings += [*_of_environment(defaults.variables(root)), *_of_torch(packages), *_of_model(options)]
+    if settings.LOCAL.is_file():
+        findings.append(
+            Finding("note", f"{settings.LOCAL} in this folder sets defaults for every run that starts here")
+        )
     return Checkup(
         clipcli=__version__,
         python=platform.python_version(),
@@ -97,7 +103,7 @@ def examine(root: Any, typed: Mapping[str, Any], *, devices: bool) -> Checkup:
         caches=caches,
         environment=_environment(),
         settings=options,
-        findings=sorted(findings, key=lambda finding: LEVELS.index(finding.level)),
+        findings=sorted(findings, key=lambda finding: get_args(Level).index(finding.level)),
     )
 
 
@@ -122,7 +128,7 @@ def _packages(findings: list[Finding]) -> dict[str, str | None]:
     required = "\n".join(metadata.requires("clipcli") or [])
     needed = dict(re.findall(r"(?m)^([\w.-]+)[^;\n]*?>=([\d.]+)[^;\n]*$", required))  # without the extras'
     versions: dict[str, str | None] = {}
-    for name in [*needed, *(package for _, package in DECODERS.values())]:
+    for name in [*needed, *(package for _, package, _ in DECODERS.values())]:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -133,9 +139,9 @@ def _packages(findings: list[Finding]) -> dict[str, str | None]:
         if _numbers(versions[name] or least) < _numbers(least):
             what = f"{name} {versions[name]} is too old, {least} is needed: pip install -U {name}"
             findings.append(Finding("warning", what))
-    for kind, (module, package) in DECODERS.items():
+    for kind, (module, package, extra) in DECODERS.items():
         if find_spec(module) is None:
-            findings.append(Finding("note", f'{kind} pictures need {package}: pip install "clipcli[{EXTRAS[kind]}]"'))
+            findings.append(Finding("note", f'{kind} pictures need {package}: pip install "clipcli[{extra}]"'))
     return versions
 
 
@@ -230,7 +236,7 @@ def _of_environment(known: set[str]) -> Iterator[Finding]:
     for name, value in _environment().items():
         for beginning, consequence in CONSEQUENCES.items():
             if name.startswith(beginning) and not (name == "HF_HUB_OFFLINE" and value.lower() in ("0", "no", "false")):
-                level: Literal["warning", "note"] = "warning" if name.startswith("HF_") else "note"
+                level: Level = "warning" if name.startswith("HF_") else "note"
                 yield Finding(level, f"{name}={value} is set: {consequence}")
     for name in sorted(name for name in os.environ if name.startswith("CLIPCLI_")):
         if name not in known and name not in FOLDERS:
@@ -257,8 +263,3 @@ def _of_model(options: Iterable[Effective]) -> Iterator[Finding]:
             if path.exists() and not vocabulary and find_vocabulary(folder) is None:
                 what = f"no vocabulary beside the model {path}: put merges.txt there, or set vocabulary"
                 yield Finding("warning", f"{what} ({tilde(option.source)})")
-
-
-def _of_folder() -> Iterator[Finding]:
-    if settings.LOCAL.is_file():
-        yield Finding("note", f"{settings.LOCAL} in this folder sets defaults for every run that starts here")

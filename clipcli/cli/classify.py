@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +20,7 @@ from clipcli.cli.request import ModelChoice, Words, describe
 from clipcli.cli.signals import orderly_stop
 from clipcli.cli.stages import report
 from clipcli.cli.streams import Pictures
+from clipcli.cli.usage import propose
 from clipcli.errors import ExitCode, UsageError
 from clipcli.images.crops import check_folder
 from clipcli.output.text import Counts, counted
@@ -44,74 +44,55 @@ EXAMPLES = opt.epilog(
 
 Select = Annotated[
     list[str] | None,
-    typer.Option(
+    opt.OUTPUT.option(
         "--select",
         metavar="LABEL",
         autocompletion=complete.labels,
         help="Only rows whose label is this (repeatable). Failures are then on stderr alone.",
-        rich_help_panel=opt.OUTPUT,
     ),
 ]
 MinScore = Annotated[
-    float | None,
-    typer.Option(metavar="N", min=0, max=1, help="Below this score a row abstains.", rich_help_panel=opt.OUTPUT),
+    float | None, opt.OUTPUT.option(metavar="N", min=0, max=1, help="Below this score a row abstains.")
 ]
 MinCosine = Annotated[
-    float | None,
-    typer.Option(metavar="N", min=-1, max=1, help="Below this cosine a row abstains.", rich_help_panel=opt.OUTPUT),
+    float | None, opt.OUTPUT.option(metavar="N", min=-1, max=1, help="Below this cosine a row abstains.")
 ]
 MinMargin = Annotated[
-    float | None,
-    typer.Option(metavar="N", min=0, max=1, help="Below this margin a row abstains.", rich_help_panel=opt.OUTPUT),
+    float | None, opt.OUTPUT.option(metavar="N", min=0, max=1, help="Below this margin a row abstains.")
 ]
-UnknownLabel = Annotated[
-    str, typer.Option(metavar="NAME", help="The label of a row that abstains.", rich_help_panel=opt.OUTPUT)
-]
+UnknownLabel = Annotated[str, opt.OUTPUT.option(metavar="NAME", help="The label of a row that abstains.")]
 Background = Annotated[
     str | None,
-    typer.Option(
-        metavar="FILE",
-        help="More labels in the softmax; where one of them wins, the row abstains.",
-        rich_help_panel=opt.CLASSIFIER,
-    ),
+    opt.CLASSIFIER.option(metavar="FILE", help="More labels in the softmax; where one of them wins, the row abstains."),
 ]
 MultiLabel = Annotated[
     bool,
-    typer.Option(
+    opt.CLASSIFIER.flag(
         "--multi-label",
-        metavar="",
         help="Score each label by itself: rows list all above their threshold, else --min-score or 0.5.",
-        rich_help_panel=opt.CLASSIFIER,
     ),
 ]
 ByGroup = Annotated[
     bool,
-    typer.Option(
-        "--by-group",
-        metavar="",
-        help="Answer with the label file's groups: a group's score is the sum of its labels'.",
-        rich_help_panel=opt.CLASSIFIER,
+    opt.CLASSIFIER.flag(
+        "--by-group", help="Answer with the label file's groups: a group's score is the sum of its labels'."
     ),
 ]
 Explain = Annotated[
     bool,
-    typer.Option(
+    opt.OUTPUT.flag(
         "--explain",
-        metavar="",
         help="Show what answers rest on: cosines by template and alias, and what the model saw. table or jsonl.",
-        rich_help_panel=opt.OUTPUT,
     ),
 ]
 Calibrated = Annotated[
     bool,
-    typer.Option(
+    opt.CLASSIFIER.flag(
         "--calibrated",
-        metavar="",
         help="Use the temperature and the least scores that clipcli calibrate has put into the classifier file.",
-        rich_help_panel=opt.CLASSIFIER,
     ),
 ]
-Temperature = Annotated[float, typer.Option(metavar="T", help="Divides the logits.", rich_help_panel=opt.CLASSIFIER)]
+Temperature = Annotated[float, opt.CLASSIFIER.option(metavar="T", help="Divides the logits.")]
 
 
 def classify(
@@ -187,17 +168,7 @@ def classify(
         model, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size, runtime
     )
     words = Words(labels or [], label, prompts, templates, truncate, classifier)
-    read = [
-        "/dev/stdin",
-        *pictures.inputs,
-        files_from,
-        *words.files,
-        background,
-        prompts,
-        classifier,
-        *(templates or []),
-    ]
-    destination.check(read)
+    destination.check(["/dev/stdin", *pictures.inputs, files_from, *words.read, background])
     pictures.check()
     if save_crop is not None:
         check_folder(save_crop, force=force or destination.goes_on, walked=pictures.inputs)
@@ -294,8 +265,7 @@ def _task(explain: bool) -> Callable[..., Iterator[Iterable[Row]]]:
 def _check_selection(wanted: frozenset[str], possible: tuple[str, ...]) -> None:
     """Raise UsageError unless every label of --select is one that a row can have."""
     for name in sorted(wanted.difference(possible)):
-        near = difflib.get_close_matches(name, possible)
-        hint = f"did you mean {' or '.join(near)}?" if near else "the labels are those of --labels and --unknown-label"
+        hint = propose(name, possible, 3) or "the labels are those of --labels and --unknown-label"
         raise UsageError(f'--select "{name}": no such label', hint=hint)
 
 

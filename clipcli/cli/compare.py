@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +16,8 @@ import typer
 
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk, wants_color
-from clipcli.cli.streams import check_new_file
-from clipcli.errors import UsageError, cannot_write
+from clipcli.cli.streams import check_new_file, writing
+from clipcli.errors import UsageError
 
 if TYPE_CHECKING:
     from clipcli.tasks.compare import Run
@@ -29,27 +30,14 @@ EXAMPLES = opt.epilog(
     "clipcli classify photos/ -l labels.txt -m ViT-B-16-openai -f jsonl | clipcli compare old.jsonl -",
 )
 
-A = Annotated[str, typer.Argument(metavar="A", help="Rows of a run: jsonl, csv or tsv.", show_default=False)]
-B = Annotated[str, typer.Argument(metavar="B", help="Rows of another; - for stdin.", show_default=False)]
-Top = Annotated[
-    int, typer.Option("--top", metavar="N", min=1, help="Lines of each kind in a report.", rich_help_panel=opt.OUTPUT)
-]
-Changed = Annotated[
-    bool,
-    typer.Option(
-        "--changed", metavar="", help="Print the paths alone whose label changed.", rich_help_panel=opt.OUTPUT
-    ),
-]
-Print0 = Annotated[
-    bool,
-    typer.Option(
-        "--print0", metavar="", help="With --changed: NUL after each path, for xargs -0.", rich_help_panel=opt.OUTPUT
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", metavar="", help="One JSON object.", rich_help_panel=opt.OUTPUT)]
+A = Annotated[str, typer.Argument(metavar="A", help="Rows of a run: jsonl, csv or tsv.")]
+B = Annotated[str, typer.Argument(metavar="B", help="Rows of another; - for stdin.")]
+Top = Annotated[int, opt.OUTPUT.option("--top", metavar="N", min=1, help="Lines of each kind in a report.")]
+Changed = Annotated[bool, opt.OUTPUT.flag("--changed", help="Print the paths alone whose label changed.")]
+Print0 = Annotated[bool, opt.OUTPUT.flag("--print0", help="With --changed: NUL after each path, for xargs -0.")]
+Json = Annotated[bool, opt.OUTPUT.flag("--json", help="One JSON object.")]
 Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Write to FILE, not to stdout.", rich_help_panel=opt.OUTPUT),
+    Path | None, opt.OUTPUT.option("--output", "-o", metavar="FILE", help="Write to FILE, not to stdout.")
 ]
 
 
@@ -111,15 +99,6 @@ def _run(name: str) -> Run:
 
 def _write(lines: Iterable[bytes], end: bytes, output: Path | None) -> None:
     """Write lines to `output`, or to stdout. Raises OutputError."""
-    try:
-        stream = output.open("wb") if output else sys.stdout.buffer
-        try:
-            stream.writelines(line + end for line in lines)
-            stream.flush()
-        finally:
-            if output:
-                stream.close()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise cannot_write(output or "stdout", error) from error
+    with writing(output or "stdout"), output.open("wb") if output else nullcontext(sys.stdout.buffer) as stream:
+        stream.writelines(line + end for line in lines)
+        stream.flush()

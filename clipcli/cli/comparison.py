@@ -89,9 +89,8 @@ def as_json(found: Comparison, a: str, b: str) -> str:
     }
     for name in ("only_a", "only_b"):
         holder[name] = [path_members(path) for path in getattr(found, name)]
-    for name in ("changed", "failures_appeared", "failures_went", "abstentions_appeared", "abstentions_went"):
-        holder[name] = [_change(one) for one in getattr(found, name)]
-    for name in ("score_changes", "margin_changes"):
+    changes = ("changed", "failures_appeared", "failures_went", "abstentions_appeared", "abstentions_went")
+    for name in (*changes, "score_changes", "margin_changes"):
         holder[name] = [_change(one) for one in getattr(found, name)]
     plain = json.dumps(holder, ensure_ascii=False)
     return plain if plain.isprintable() else json.dumps(holder)  # what a terminal should not see

@@ -20,7 +20,6 @@ from clipcli.output.text import printable
 from clipcli.records import Failure
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.status import Status
 
 
@@ -66,7 +65,6 @@ class Talk:
         self.verbose = verbose and not quiet
         self.color = color
         self.live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not quiet
-        self._console: Console | None = None
         self._status: Status | None = None
 
     @contextmanager
@@ -106,9 +104,11 @@ class Talk:
         if not self.live:
             yield Ticker()
             return
+        from rich.console import Console
         from rich.text import Text
 
-        with self._rich().status(Text(printable(text)), spinner_style="cyan") as status:  # a name is no markup
+        console = Console(stderr=True, no_color=not wants_color(sys.stderr, self.color))
+        with console.status(Text(printable(text)), spinner_style="cyan") as status:  # a name is no markup
             self._status = status
             try:
                 yield LiveTicker(text, lambda said: status.update(Text(printable(said))))
@@ -126,18 +126,11 @@ class Talk:
             status.start()
 
     def _line(self, text: str) -> None:
-        if self._status is not None and self._console is not None:  # above the living line, not through it
+        if self._status is not None:  # above the living line, not through it
             with suppress(OSError):
-                self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+                self._status.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
         else:
             _write(text + "\n")
-
-    def _rich(self) -> Console:
-        from rich.console import Console
-
-        if self._console is None:
-            self._console = Console(stderr=True, no_color=not wants_color(sys.stderr, self.color))
-        return self._console
 
 
 class Ticker:

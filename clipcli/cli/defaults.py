@@ -81,11 +81,8 @@ def effective(root: Node, typed: Mapping[str, Any], given: dict[Address, dict[st
                 value, source = given[address][name].value, given[address][name].source
             else:
                 value, source = option.default, "built-in"
-            known.setdefault(name if _is_shared(address, name) else f"{APART}.{name}", {})[address] = (
-                value,
-                source,
-                variable,
-            )
+            shared = name if _is_shared(address, name) else f"{APART}.{name}"
+            known.setdefault(shared, {})[address] = (value, source, variable)
     found = []
     for name, by_command in sorted(known.items()):
         alike = len({repr(_alone(value)) + repr(rest) for value, *rest in by_command.values()}) == 1

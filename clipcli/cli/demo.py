@@ -33,8 +33,7 @@ next:
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where photos and labels go; made if it isn't there.")]
 Force = Annotated[
-    bool,
-    typer.Option("--force", metavar="", help="Put them into a folder that holds other things. Nothing is overwritten."),
+    bool, opt.flag("--force", help="Put them into a folder that holds other things. Nothing is overwritten.")
 ]
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipcli.cli.console import wants_color
-from clipcli.cli.streams import check_new_file
-from clipcli.errors import UsageError, cannot_write
+from clipcli.cli.streams import check_new_file, writing
+from clipcli.errors import UsageError
 from clipcli.output.text import counted
 from clipcli.records import Item, Predictions, Row
 
@@ -49,7 +49,7 @@ class Destination:
         if self.goes_on and self.force:
             raise UsageError("--resume goes on, --force begins anew", hint="give one of them")
         if self.path is not None:
-            with _telling(str(self.path)):
+            with writing(self.path):
                 self._check_file(self.path, read)
         if self.print0 and self.chosen != "paths":
             raise UsageError("--print0 is for paths alone", hint="add --format paths")
@@ -110,7 +110,7 @@ class Destination:
         if self.path is None:
             yield Writer(open_sink(self.chosen, sys.stdout.buffer, options), "stdout", self.wanted)
         elif not self.grows:
-            with _telling(str(self.path)):
+            with writing(self.path):
                 stream = self.path.open("wb")
             try:
                 yield Writer(open_sink(self.chosen, stream, options), str(self.path), self.wanted)
@@ -123,7 +123,7 @@ class Destination:
                 top_k = self.top_k or sink.default_top_k
                 own = {"--format": self.chosen, "--top-k": top_k, "--print0": self.print0}
                 own |= {"--explain": True} if self.explains else {}
-                with _telling(str(self.path)):
+                with writing(self.path):
                     file.open({**own, "--select": sorted(self.wanted), **settings})
                 sink.begun = file.offset > 0
                 yield FileWriter(sink, str(self.path), self.wanted, file)
@@ -151,7 +151,7 @@ class Writer:
 
     def write(self, row: Row) -> None:
         """Write one row, if it is wanted. Raises OutputError, or BrokenPipeError where nobody reads any more."""
-        with self._telling():
+        with self._writing():
             if self._wants(row):
                 self._sink.write(row)
 
@@ -162,25 +162,25 @@ class Writer:
 
     def write_all(self, rows: Predictions) -> None:
         """Write them all. Raises as `write` does."""
-        with self._telling():
+        with self._writing():
             self._sink.write_all(rows)
 
     def flush(self) -> None:
         """Let the rows be seen. Raises as `write` does."""
-        with self._telling():
+        with self._writing():
             self._sink.flush()
 
     def close(self, *, complete: bool) -> None:
         """Finish the output; `complete`: all inputs have their rows. Raises as `write` does."""
-        with self._telling():
+        with self._writing():
             self._sink.close()
 
     def kept(self, total: int) -> str:
         """What is there after an interruption, for `total` rows."""
         return f"after {counted(total, 'picture')}, whose rows are written"
 
-    def _telling(self) -> AbstractContextManager[None]:
-        return _telling(self._place, self._again)
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(self._place, self._again)
 
     def _wants(self, row: Row) -> bool:
         return not self._wanted or not self._wanted.isdisjoint(row.labels)
@@ -208,7 +208,7 @@ class FileWriter(Writer):
 
     def write(self, row: Row) -> None:
         """Write one row, if it is wanted, and count its input. Raises OutputError."""
-        with self._telling():
+        with self._writing():
             self._file.ready()
             if wanted := self._wants(row):
                 self._sink.begin()
@@ -219,7 +219,7 @@ class FileWriter(Writer):
 
     def close(self, *, complete: bool) -> None:
         """Finish the output; `complete`: all inputs have their rows. Raises as `write` does."""
-        with self._telling():
+        with self._writing():
             self._file.ready()
             self._sink.close()
             if complete:
@@ -230,13 +230,3 @@ class FileWriter(Writer):
         if self._file.rewrites:
             return f"while failed pictures were tried again; {self._place} is as it was"
         return f"{super().kept(total)}; the same command with --resume goes on"
-
-
-@contextmanager
-def _telling(place: str, again: str = "run it again") -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise cannot_write(place, error, again) from error

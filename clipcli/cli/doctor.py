@@ -25,10 +25,8 @@ EXAMPLES = opt.epilog(
     'clipcli doctor --json | jq ".settings[] | select(.source != \\"built-in\\")"',
 )
 
-Devices = Annotated[bool, typer.Option("--devices", metavar="", help="Ask torch which devices are there (slow).")]
-Json = Annotated[
-    bool, typer.Option("--json", metavar="", help="Print JSON, for a bug report.", rich_help_panel=opt.OUTPUT)
-]
+Devices = Annotated[bool, opt.flag("--devices", help="Ask torch which devices are there (slow).")]
+Json = Annotated[bool, opt.flag("--json", help="Print JSON, for a bug report.", panel=opt.OUTPUT)]
 
 
 def doctor(
@@ -43,17 +41,12 @@ def doctor(
 
     Exit code 1: something is broken (the store, a settings file, a package that is missing).
     """
-    typed = {name: context.params[name] for name in ("model", "device") if _is_typed(context, name)}
+    typed = {name: context.params[name] for name in ("model", "device") if opt.came_from(context, name, "COMMANDLINE")}
     from clipcli.cli.checkup import examine
 
     found = examine(context.find_root().command, typed, devices=devices or "device" in typed)
     typer.echo(json.dumps(_plain(found), indent=2) if as_json else "\n".join(_page(found)))
     raise typer.Exit(ExitCode.FAILED if found.is_broken else ExitCode.OK)
-
-
-def _is_typed(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _plain(found: Checkup) -> dict[str, Any]:
@@ -67,17 +60,18 @@ def _plain(found: Checkup) -> dict[str, Any]:
 
 def _page(found: Checkup) -> Iterator[str]:
     """The report for people."""
+    from clipcli.weights.catalog import size_text
 
     yield f"clipcli {found.clipcli}, Python {found.python}, {found.platform}"
-    memory = _size(found.memory) if found.memory else "unknown"
+    memory = size_text(found.memory) if found.memory else "unknown"
     yield f"{counted(found.cpus['usable'], 'CPU')} of {found.cpus['all']}, {memory} of memory"
     yield from _section("packages", [[name, version or "-"] for name, version in found.packages.items()])
     seen = found.devices
     devices = [["found", device] for device in seen["found"]] if seen else [["not looked at; use --devices"]]
     yield from _section("devices", [*devices, *([[seen["asked"], f"-> {seen['chosen']}"]] if seen else [])])
     store, models = found.caches["store"], found.caches["models"]
-    held = "unreadable" if store["size"] is None else f"{_size(store['size'])}, {store['entries']:,} entries"
-    hub = f"{_size(models['size'])}, {models['repositories']:,} repositories, {_size(models['free'])} free"
+    held = "unreadable" if store["size"] is None else f"{size_text(store['size'])}, {store['entries']:,} entries"
+    hub = f"{size_text(models['size'])}, {models['repositories']:,} repositories, {size_text(models['free'])} free"
     yield from _section("caches", [["store", store["path"], held], ["models", models["path"], hub]])
     yield from _section("environment", [[name, value] for name, value in found.environment.items()])
     order = f"option > environment > {settings.LOCAL} > {tilde(config_dir() / 'config.toml')}"
@@ -93,12 +87,6 @@ def _page(found: Checkup) -> Iterator[str]:
 def _section(title: str, rows: list[list[str]]) -> Iterator[str]:
     if rows:
         yield from ("", title, *aligned(rows, indent="  "))
-
-
-def _size(number: float) -> str:
-    from clipcli.weights.catalog import size_text
-
-    return size_text(number)
 
 
 def _text(value: Any) -> Any:

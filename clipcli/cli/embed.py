@@ -34,22 +34,17 @@ EXAMPLES = opt.epilog(
 
 Sentences = Annotated[
     str | None,
-    typer.Option(
-        "--text",
-        metavar="FILE",
-        help="Embed the sentences in FILE (- for stdin), one a line, in place of pictures.",
-        rich_help_panel=opt.INPUT,
+    opt.INPUT.option(
+        "--text", metavar="FILE", help="Embed the sentences in FILE (- for stdin), one a line, in place of pictures."
     ),
 ]
 OutputFile = Annotated[
     Path | None,
-    typer.Option(
+    opt.OUTPUT.option(
         "--output",
         "-o",
         metavar="FILE",
         help="Where embeddings go: .safetensors, .npz or .parquet. It is there when all is done, and not before.",
-        rich_help_panel=opt.OUTPUT,
-        show_default=False,
     ),
 ]
 
@@ -98,9 +93,16 @@ def embed(
     pictures = Pictures(inputs or [], files_from, null, include or [], exclude or [], follow)
     if text is None:
         pictures.demand(context)
-    target = _target(output)
-    check_new_file(target, force=force, read=["/dev/stdin", *pictures.inputs, files_from, text])
-    _check(pictures, text)
+    elif pictures.inputs or files_from:
+        raise UsageError("pictures and sentences don't go into one file", hint="give INPUT or --text")
+    if output is None or output.name == "-":
+        what = "no --output" if output is None else "embeddings can't be written to stdout"
+        raise UsageError(what, hint="name a file: -o photos.safetensors")
+    check_new_file(output, force=force, read=["/dev/stdin", *pictures.inputs, files_from, text])
+    if text is None:
+        pictures.check()
+    for name in pictures.embeddings:
+        raise UsageError(f"{name}: holds embeddings already", hint="give the pictures")
     if save_crop is not None:
         check_folder(save_crop, force=force, walked=pictures.inputs)
     choice = ModelChoice(
@@ -113,49 +115,29 @@ def embed(
             from clipcli.output.spool import check_ending
             from clipcli.tasks.embed import EmbedOptions
 
-            check_ending(target)
+            check_ending(output)
             sentences = _sentences(text) if text else {}
             opened = choice.open(talk)
-        check_new_file(target, force=force, read=opened.files)
+        check_new_file(output, force=force, read=opened.files)
         if sentences:
-            _save_texts(sentences, opened, target, truncate, talk)
+            _save_texts(sentences, opened, output, truncate, talk)
             done, failed = counted(len(sentences), "sentence"), 0
         else:
-            flush = 0.2 if pictures.live else None
             options = EmbedOptions(
                 pixels=pixels,
                 crop=crop,
                 decode=decode,
                 batch_size=batch_size,
                 workers=workers,
-                flush_after=flush,
+                flush_after=0.2 if pictures.live else None,
                 save_crop=save_crop,
             )
             talk.detail("batch size {}, {} decoding threads".format(*options.speed(opened)))
             talk.detail(f"decoder: {options.decoder}")
-            total, failed = _save_pictures(pictures, opened, options, target, strict, talk)
+            total, failed = _save_pictures(pictures, opened, options, output, strict, talk)
             done = f"{counted(total, 'picture')}, {failed:,} failed" if total else "no pictures found"
-        talk.notice(f"{done}, written to {target}, {time.monotonic() - began:.1f} s")
+        talk.notice(f"{done}, written to {output}, {time.monotonic() - began:.1f} s")
     raise typer.Exit(ExitCode.SOME_PICTURES_FAILED if failed else ExitCode.OK)
-
-
-def _target(output: Path | None) -> Path:
-    """The file that is to be written. Raises UsageError."""
-    if output is None or output.name == "-":
-        what = "no --output" if output is None else "embeddings can't be written to stdout"
-        raise UsageError(what, hint="name a file: -o photos.safetensors")
-    return output
-
-
-def _check(pictures: Pictures, text: str | None) -> None:
-    """Raise UsageError for an INPUT that isn't there, or is none of pictures."""
-    if text is not None:
-        if pictures.inputs or pictures.files_from:
-            raise UsageError("pictures and sentences don't go into one file", hint="give INPUT or --text")
-        return
-    pictures.check()
-    for name in pictures.embeddings:
-        raise UsageError(f"{name}: holds embeddings already", hint="give the pictures")
 
 
 def _save_pictures(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,18 +15,16 @@ from clipcli.cli import complete
 from clipcli.cli import labelled as shared
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk, wants_color
-from clipcli.cli.labelled import Reader, prepared
+from clipcli.cli.labelled import Reader, check_written, prepared, write_table
 from clipcli.cli.labels import put
 from clipcli.cli.request import ModelChoice, Words
 from clipcli.cli.signals import orderly_stop
-from clipcli.cli.streams import check_whole_file
 from clipcli.errors import ExitCode, UsageError
 from clipcli.images.find import check_inputs
-from clipcli.output.text import counted, printable
+from clipcli.output.text import counted
 
 if TYPE_CHECKING:
     from clipcli.tasks.evaluate import Evaluation, Paired
-    from clipcli.zeroshot.classifier import Classifier
 
 EXAMPLES = opt.epilog(
     "clipcli eval by-class/ -l labels.txt  # a folder for each class",
@@ -44,15 +40,13 @@ Sets = Annotated[
     list[str],
     typer.Argument(
         metavar="[NAME=]SET...",
-        help="Labelled pictures: a folder of class folders, .csv, .tsv or .jsonl with path and label, or webdataset "
-        "archives.",
+        help=shared.SETS,
         show_default=False,
     ),
 ]
 Include = Annotated[
     list[str] | None,
     typer.Option(
-        "--include",
         metavar="[NAME=]GLOB",
         help="Only pictures that match (repeatable). With names, each SET is split into sets of these names.",
         rich_help_panel=opt.INPUT,
@@ -87,17 +81,15 @@ Html = Annotated[
 ]
 MultiLabel = Annotated[
     bool,
-    typer.Option(
+    opt.flag(
         "--multi-label",
-        metavar="",
         help="Each label by itself, as in classify; in the truth, | stands between a picture's labels.",
-        rich_help_panel=opt.CLASSIFIER,
+        panel=opt.CLASSIFIER,
     ),
 ]
 WriteLabels = Annotated[
     Path | None,
     typer.Option(
-        "--write-labels",
         metavar="FILE.csv",
         help="With --multi-label: write the labels with the thresholds that give the best F1.",
         rich_help_panel=opt.OUTPUT,
@@ -152,54 +144,52 @@ def eval(
     some pictures could not be read, and don't count.
     """
     words = Words(labels or [], label, prompts, templates, truncate, classifier)
-    data = named_sets(sets)
-    check_inputs([*data.values(), *(unknown or [])])
-    read = [*data.values(), *(unknown or []), *words.files, prompts, classifier, *(templates or [])]
-    if write_labels and len(data) * len(model or [None]) > 1:
-        raise UsageError("thresholds of several sets or models", hint="--write-labels takes one set and one model")
-    _check_multi_label(multi_label, write_labels, {"--csv": csv_file, "--html": html_file, "--unknown": unknown})
-    _check_written([csv_file, html_file, write_labels], force, read)
+    data, parts = named_sets(sets), named_parts(include or [])
+    inputs = [*data.values(), *(unknown or [])]
+    check_inputs(inputs)
+    results = len(data) * len(parts or [None]) * len(model or [None])
+    competing = {"--csv": csv_file, "--html": html_file, "--unknown": unknown}
+    _check_multi_label(multi_label, write_labels, results, competing)
+    check_written([csv_file, html_file, write_labels], force, [*inputs, *words.read])
     choices = [
         ModelChoice(name, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size)
         for name in (model or (None,))
     ]
     for choice in choices:
         choice.check()
+
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk, orderly_stop():
         with talk.working("starting"):
             from clipcli.cli import evaluation as show
+            from clipcli.cli import tags
             from clipcli.tasks.embed import EmbedOptions
             from clipcli.tasks.evaluate import evaluate
 
         options = EmbedOptions(pixels=pixels, crop=crop, decode=decode, batch_size=batch_size, workers=workers)
+        models = prepared(choices, words, talk, [] if multi_label else list(data.values()), alone=multi_label)
+        readers = ((Reader(opened, one.labels, options, parts, exclude or [], talk), one) for opened, one in models)
         if multi_label:
-            models = prepared(choices, words, talk, alone=True)
-            readers = (
-                (Reader(opened, classified.labels, options, include or [], exclude or [], talk), classified)
-                for opened, classified in models
-            )
-            raise typer.Exit(_measure_tags(readers, data, ignore_missing, top, as_json, write_labels))
+            raise typer.Exit(tags.measure(readers, data, ignore_missing, top, as_json, write_labels))
         found: list[Evaluation] = []
         failed = 0
-        for opened, classified in prepared(choices, words, talk, list(data.values())):
-            _check_written([csv_file, html_file], force, opened.files)
-            reader = Reader(opened, classified.labels, options, include or [], exclude or [], talk)
+        for reader, classified in readers:
+            check_written([csv_file, html_file], force, reader.model.files)
             others = reader.unknown(unknown)
-            for name, pictures in reader.sets(data):
-                found.append(
-                    evaluate(
-                        pictures,
-                        classified,
-                        name=name,
-                        unknown=others,
-                        ignore_missing=ignore_missing,
-                        want_precision=want_precision,
-                    )
+            found += [
+                evaluate(
+                    pictures,
+                    classified,
+                    name=name,
+                    unknown=others,
+                    ignore_missing=ignore_missing,
+                    want_precision=want_precision,
                 )
+                for name, pictures in reader.sets(data)
+            ]
             failed += reader.failed
         pairs = _pairs(found)
         if csv_file:
-            _write_csv(csv_file, show.csv_rows(found))
+            write_table(csv_file, show.csv_rows(found))
         if html_file:
             _write(html_file, show.as_page(found, pairs))
         if as_json:
@@ -219,22 +209,26 @@ def named_sets(given: Sequence[str]) -> dict[str, str]:
         if not equals or os.path.lexists(text):
             name, path = Path(text).name.partition(".")[0] or text, text
         if name in found:
-            raise UsageError(f'two sets are named "{printable(name)}"', hint="write NAME=SET")
+            raise UsageError(f'two sets are named "{name}"', hint="write NAME=SET")
         found[name] = path
     return found
 
 
-def _check_written(files: Sequence[Path | None], force: bool, read: Sequence[object]) -> None:
-    """Raise UsageError or OutputError for files that can't be written, or are one."""
-    places = [file for file in files if file is not None]
-    for file in places:
-        check_whole_file(file, force=force, read=read)
-    if len({os.path.realpath(file) for file in places}) < len(places):
-        raise UsageError(f"{places[0]}: is to hold two things", hint="give each a file of its own")
+def named_parts(include: Sequence[str]) -> dict[str, list[str]]:
+    """Globs by the name of the part that they make, "" where they have none. Raises UsageError."""
+    parts: dict[str, list[str]] = {}
+    for text in include:
+        part, equals, glob = text.partition("=")
+        parts.setdefault(part if equals else "", []).append(glob if equals else text)
+    if len(parts) > 1 and "" in parts:
+        raise UsageError("--include with a name and without one", hint="give each GLOB a name, or none")
+    return parts
 
 
-def _check_multi_label(multi_label: bool, written: Path | None, others: Mapping[str, object]) -> None:
+def _check_multi_label(multi_label: bool, written: Path | None, results: int, others: Mapping[str, object]) -> None:
     """Raise UsageError for options that don't go together."""
+    if written and results > 1:
+        raise UsageError("thresholds of several sets or models", hint="--write-labels takes one set and one model")
     if written and not multi_label:
         raise UsageError("--write-labels is for the thresholds of --multi-label", hint="add --multi-label")
     if written and written.suffix.lower() != ".csv":
@@ -242,22 +236,6 @@ def _check_multi_label(multi_label: bool, written: Path | None, others: Mapping[
     for option, value in others.items():
         if multi_label and value:
             raise UsageError(f"{option} is about labels that compete, with --multi-label none does")
-
-
-def _measure_tags(
-    readers: Iterator[tuple[Reader, Classifier]],
-    data: dict[str, str],
-    ignore_missing: bool,
-    top: int,
-    as_json: bool,
-    written: Path | None,
-) -> ExitCode:
-    """Labels that don't compete: their figures on stdout."""
-    from clipcli.cli import tags
-
-    text, failed = tags.measure(readers, data, ignore_missing, top, as_json, written)
-    put([text])
-    return ExitCode.SOME_PICTURES_FAILED if failed else ExitCode.OK
 
 
 def tell(found: Sequence[Evaluation], written: Sequence[str], talk: Talk) -> None:
@@ -293,12 +271,3 @@ def _write(path: Path, text: str) -> None:
 
     with whole_file(path) as file:
         file.write(text.encode())
-
-
-def _write_csv(path: Path, rows: Iterator[Sequence[str]]) -> None:
-    from clipcli.weights.folder import whole_file
-
-    with whole_file(path) as file:
-        text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="", write_through=True)
-        csv.writer(text).writerows(rows)
-        text.detach()

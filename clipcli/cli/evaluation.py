@@ -9,7 +9,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from clipcli.cli.columns import aligned
@@ -44,12 +44,22 @@ def report(found: Found, pairs: Sequence[Paired], top: int, painted: bool) -> It
     if len(found) == 1:
         sections |= details(found[0])
     for title, rows in sections.items():
-        yield ""
-        yield f"\x1b[1m{title}\x1b[0m" if painted else title
-        shown = rows[: top + 1] if title in LONG else rows
-        yield from aligned(shown, right=_numbers(rows[0]), indent="  ")
-        if len(shown) < len(rows):
-            yield f"  and {len(rows) - len(shown):,} more (--top)"
+        yield from section(title, rows, _numbers(rows[0]), top if title in LONG else len(rows), painted)
+
+
+def section(title: str, rows: Rows, right: frozenset[int], top: int, painted: bool) -> Iterator[str]:
+    """An empty line, a title, and a table."""
+    yield ""
+    yield f"\x1b[1m{title}\x1b[0m" if painted else title
+    yield from table(rows, right, top)
+
+
+def table(rows: Rows, right: frozenset[int], top: int) -> Iterator[str]:
+    """A header, if it holds anything, and `top` rows; how many more there are."""
+    shown = rows[: top + 1]
+    yield from aligned(shown if any(rows[0]) else shown[1:], right=right, indent="  ")
+    if len(shown) < len(rows):
+        yield f"  and {len(rows) - len(shown):,} more (--top)"
 
 
 def _numbers(header: Sequence[str]) -> frozenset[int]:
@@ -62,8 +72,8 @@ def summary(found: Found) -> Rows:
     for one, gap in zip(found, gaps(found), strict=True):
         model = one.model if len({one.model for one in found}) > 1 else ""
         five = percent(one.top5.value) if one.top5 else ""
-        cells = [one.name, model, f"{len(one.paths):,}", *_estimate(one.top1), five, *_estimate(one.mean_per_class)]
-        rows.append([*cells, *(_estimate(gap, sign="+") if gap else ("", ""))])
+        cells = [one.name, model, f"{len(one.paths):,}", *estimate(one.top1), five, *estimate(one.mean_per_class)]
+        rows.append([*cells, *(estimate(gap, sign="+") if gap else ("", ""))])
     full = [any(row[column] for row in rows[1:]) for column in range(len(_HEADER))]
     return [[cell for cell, is_full in zip(row, full, strict=True) if is_full] for row in rows]
 
@@ -82,7 +92,7 @@ def paired(pairs: Sequence[Paired]) -> Rows:
     return [header] + [
         [
             *(one.name, one.a, one.b, f"{one.pictures:,}"),
-            *(*_estimate(one.gap, sign="+"), f"{one.only_a:,}", f"{one.only_b:,}", f"{one.p:.2g}"),
+            *(*estimate(one.gap, sign="+"), f"{one.only_a:,}", f"{one.only_b:,}", f"{one.p:.2g}"),
         ]
         for one in pairs
     ]
@@ -112,7 +122,7 @@ def details(one: Evaluation) -> dict[str, Rows]:
         ],
     }
     if one.by_group:
-        sections["groups"] = [["", "top-1", ""], ["right group", *_estimate(one.by_group)]]
+        sections["groups"] = [["", "top-1", ""], ["right group", *estimate(one.by_group)]]
     if one.unknown:
         sections[f"{counted(len(one.unknown.paths), 'picture')} of no label"] = [
             ["told by", "AUROC", "FPR at 95 % TPR"],
@@ -140,7 +150,8 @@ def percent(value: float, sign: str = "") -> str:
     return format(100 * value, f"{sign}z.1f") if math.isfinite(value) else "-"
 
 
-def _estimate(one: Estimate, sign: str = "") -> tuple[str, str]:
+def estimate(one: Estimate, sign: str = "") -> tuple[str, str]:
+    """A figure and its interval, in per cent."""
     return percent(one.value, sign), f"({percent(one.low, sign)} to {percent(one.high, sign)})"
 
 
@@ -153,63 +164,54 @@ def _number(value: float) -> str:
 
 def as_json(found: Found, pairs: Sequence[Paired]) -> dict[str, Any]:
     """One object with everything; shares from 0 to 1, null where a ratio is of nothing. Changes of it only add keys."""
-    results = [_result(one) | {"gap": _interval(gap)} for one, gap in zip(found, gaps(found), strict=True)]
-    return {"results": results, "comparisons": [one._asdict() | {"gap": _interval(one.gap)} for one in pairs]}
+    results = [_result(one) | {"gap": plain(gap)} for one, gap in zip(found, gaps(found), strict=True)]
+    return {"results": results, "comparisons": [one._asdict() | {"gap": plain(one.gap)} for one in pairs]}
 
 
 def _result(one: Evaluation) -> dict[str, Any]:
-    by, calibration = one.classes, one.calibration
-    ratios = {"precision": by.precision, "recall": by.recall, "f1": by.f1}
+    calibration = one.calibration
+    columns = ("label", *one.classes._fields)
+    classes = zip(one.labels, *(numbers.tolist() for numbers in one.classes), strict=True)
     return {
         "set": one.name,
         "model": one.model,
         "pictures": len(one.paths),
         "failed": one.failed,
         "left_out": one.left_out,
-        "top1": _interval(one.top1),
-        "top5": _interval(one.top5),
-        "mean_per_class": _interval(one.mean_per_class),
-        "by_group": _interval(one.by_group),
-        "classes": [
-            {"label": label, "pictures": int(by.pictures[i]), "answers": int(by.answers[i])}
-            | {key: _finite(ratio[i]) for key, ratio in ratios.items()}
-            for i, label in enumerate(one.labels)
-        ],
+        "top1": plain(one.top1),
+        "top5": plain(one.top5),
+        "mean_per_class": plain(one.mean_per_class),
+        "by_group": plain(one.by_group),
+        "classes": [plain(dict(zip(columns, row, strict=True))) for row in classes],
         "confusions": [{"truth": one.labels[t], "answer": one.labels[a], "count": n} for t, a, n in one.confusions],
-        "calibration": {
-            "temperature": _finite(calibration.temperature),
-            "error": _finite(calibration.error),
-            "fitted_error": _finite(calibration.fitted_error),
-            "steps": _steps(calibration.steps),
-            "fitted_steps": _steps(calibration.fitted_steps),
-        },
-        "coverage": [_threshold(step) for step in one.coverage],
+        "calibration": plain(calibration)
+        | {"steps": _steps(calibration.steps), "fitted_steps": _steps(calibration.fitted_steps)},
+        "coverage": plain(one.coverage),
         "proposals": {
             "precision": one.wanted_precision,
-            **{f"min_{key}": _threshold(step) for key, step in one.proposals.items()},
+            **plain({f"min_{key}": step for key, step in one.proposals.items()}),
         },
-        "unknown": one.unknown
-        and {
-            "pictures": len(one.unknown.paths),
-            **{key: {k: _finite(v) for k, v in told._asdict().items()} for key, told in one.unknown.telling.items()},
-        },
+        "unknown": one.unknown and {"pictures": len(one.unknown.paths), **plain(one.unknown.telling)},
     }
 
 
-def _finite(number: float) -> float | None:
-    return round(float(number), 6) if math.isfinite(number) else None
-
-
-def _interval(one: Estimate | None) -> dict[str, float | None] | None:
-    return one and {key: _finite(value) for key, value in one._asdict().items()}
-
-
-def _threshold(step: Threshold | None) -> dict[str, float | None] | None:
-    return None if step is None else {key: _finite(value) for key, value in asdict(step).items()}
+def plain(value: Any) -> Any:
+    """The same in dictionaries and lists; numbers with six decimals, None for one that isn't finite."""
+    if is_dataclass(value):
+        value = vars(value)
+    elif hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value
 
 
 def _steps(steps: Sequence[Bin]) -> list[dict[str, float | None]]:
-    return [{key: _finite(value) for key, value in step._asdict().items()} for step in steps]
+    return [plain({key: float(value) for key, value in step._asdict().items()}) for step in steps]
 
 
 # CSV

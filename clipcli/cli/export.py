@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,9 +11,6 @@ from clipcli.cli import complete
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk
 from clipcli.cli.request import ModelChoice
-
-if TYPE_CHECKING:
-    from clipcli.weights.fetch import Located
 
 EXAMPLES = opt.epilog(
     "clipcli models export models/my-clip --layout transformers -o my-clip-hf",
@@ -29,37 +26,19 @@ Model = Annotated[
         envvar="CLIPCLI_MODEL",
         help="As --model elsewhere: a name, org/name on the Hub, or a path.",
         autocompletion=complete.models,
-        show_default=False,
     ),
 ]
 Layout = Annotated[
     Literal["open_clip", "transformers"],
-    typer.Option(
-        "--layout",
-        help="Who shall read it. transformers has no CLIP with a ResNet.",
-        rich_help_panel=opt.OUTPUT,
-        show_default=False,
+    opt.OUTPUT.option(
+        "--layout", help="Who shall read it. transformers has no CLIP with a ResNet.", show_default=False
     ),
 ]
 Folder = Annotated[
-    Path,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="DIR",
-        help="The folder to write, whole or not at all.",
-        rich_help_panel=opt.OUTPUT,
-        show_default=False,
-    ),
+    Path, opt.OUTPUT.option("--output", "-o", metavar="DIR", help="The folder to write, whole or not at all.")
 ]
 Force = Annotated[
-    bool,
-    typer.Option(
-        "--force",
-        metavar="",
-        help="Replace the model in an existing folder; its other files stay.",
-        rich_help_panel=opt.OUTPUT,
-    ),
+    bool, opt.OUTPUT.flag("--force", help="Replace the model in an existing folder; its other files stay.")
 ]
 
 
@@ -91,15 +70,12 @@ def export(
         with talk.working("looking for the model"):
             located = choice.locate(talk)
             checkpoint = choice.open(talk, located).checkpoint
+        origin = ""  # what is shipped brings its own card
+        if located.entry and not located.entry.shipped:
+            origin = f"The weights are those of {located.entry.repo}, licence: {located.entry.licence}."
         with talk.working(f"writing {output}"):
-            written = export_model(checkpoint, output, layout, force=force, origin=_origin(located))
+            written = export_model(checkpoint, output, layout, force=force, origin=origin)
         size = size_text(sum(file.stat().st_size for file in written))
         talk.notice(f"{checkpoint.name} written to {output} in the layout of {layout}: {len(written)} files, {size}")
         if layout == "open_clip" and has_own_vocabulary(checkpoint.config):
             talk.notice(f"its vocabulary is its own: open_clip must be told by hf_tokenizer_name ({output}/README.md)")
-
-
-def _origin(located: Located) -> str:
-    """Where a published model is from, for the card; one that is shipped brings its own."""
-    entry = located.entry
-    return "" if entry is None or entry.shipped else f"The weights are those of {entry.repo}, licence: {entry.licence}."

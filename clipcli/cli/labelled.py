@@ -5,8 +5,12 @@ In: paths, labels and models as typed. Out: models with their classifiers, embed
 
 from __future__ import annotations
 
+import csv
+import io
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,8 +18,8 @@ import typer
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk
 from clipcli.cli.request import ModelChoice, Words, describe
+from clipcli.cli.streams import check_whole_file
 from clipcli.errors import UsageError
-from clipcli.output.text import printable
 from clipcli.records import Failure, Label
 
 if TYPE_CHECKING:
@@ -27,19 +31,19 @@ if TYPE_CHECKING:
 
 SHOWN = 5  # failures that are listed without --verbose
 
+SETS = "Labelled pictures: a folder of class folders, .csv, .tsv or .jsonl with path and label, or webdataset archives."
+
 IgnoreMissing = Annotated[
     bool,
-    typer.Option(
+    opt.flag(
         "--ignore-missing",
-        metavar="",
         help="Leave out pictures whose class is no label, where that is an error otherwise.",
-        rich_help_panel=opt.INPUT,
+        panel=opt.INPUT,
     ),
 ]
 UnknownSet = Annotated[
     list[str] | None,
     typer.Option(
-        "--unknown",
         metavar="INPUT",
         help="Pictures that belong to no label (repeatable): can they be told from the others?",
         rich_help_panel=opt.INPUT,
@@ -55,10 +59,27 @@ WantPrecision = Annotated[
         rich_help_panel=opt.OUTPUT,
     ),
 ]
-Json = Annotated[
-    bool, typer.Option("--json", metavar="", help="One JSON object with everything.", rich_help_panel=opt.OUTPUT)
-]
-Top = Annotated[int, typer.Option("--top", metavar="N", min=1, help="Lines of each table.", rich_help_panel=opt.OUTPUT)]
+Json = Annotated[bool, opt.flag("--json", help="One JSON object with everything.", panel=opt.OUTPUT)]
+Top = Annotated[int, typer.Option(metavar="N", min=1, help="Lines of each table.", rich_help_panel=opt.OUTPUT)]
+
+
+def check_written(files: Sequence[Path | None], force: bool, read: Sequence[object]) -> None:
+    """Raise UsageError or OutputError for files that can't be written, or are one; `read` are those that are read."""
+    places = [file for file in files if file is not None]
+    for file in places:
+        check_whole_file(file, force=force, read=read)
+    if len({os.path.realpath(file) for file in places}) < len(places):
+        raise UsageError(f"{places[0]}: is to hold two things", hint="give each a file of its own")
+
+
+def write_table(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file, whole or not at all; bytes of names as they are. Raises OutputError."""
+    from clipcli.weights.folder import whole_file
+
+    with whole_file(path) as file:
+        text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="", write_through=True)
+        csv.writer(text).writerows(rows)
+        text.detach()
 
 
 def wanted_labels(words: Words, data: Sequence[str], talk: Talk) -> list[Label]:
@@ -69,7 +90,7 @@ def wanted_labels(words: Words, data: Sequence[str], talk: Talk) -> list[Label]:
 
     with talk.working("looking for classes"):
         found = classes_of(data)
-    talk.notice(f"labels: the {len(found):,} classes of {', '.join(map(printable, data))}; -l gives others")
+    talk.notice(f"labels: the {len(found):,} classes of {', '.join(data)}; -l gives others")
     return found
 
 
@@ -106,37 +127,31 @@ class Reader:
     model: Model
     labels: Sequence[Label]
     options: EmbedOptions
-    include: Sequence[str]
+    parts: Mapping[str, Sequence[str]]  # globs of the pictures that are wanted, by the name of the part they make
     exclude: Sequence[str]
     talk: Talk
     failed: int = field(default=0, init=False)
 
     def sets(self, data: Mapping[str, str]) -> Iterator[tuple[str, LabelledSet]]:
-        """All sets, split where `include` names parts. Raises UsageError."""
+        """All sets, split where parts have names. Raises UsageError."""
         from clipcli.tasks.labelled import matching
 
-        parts: dict[str, list[str]] = {}
-        for text in self.include:
-            part, equals, glob = text.partition("=")
-            parts.setdefault(part if equals else "", []).append(glob if equals else text)
-        if len(parts) > 1 and "" in parts:
-            raise UsageError("--include with a name and without one", hint="give each GLOB a name, or none")
         for name, path in data.items():
-            whole = self.whole([path], [glob for own in parts.values() for glob in own])
-            if not any(parts):
+            whole = self.whole([path])
+            if not any(self.parts):
                 yield name, whole
                 continue
-            for part, own in parts.items():
+            for part, own in self.parts.items():
                 called = part if len(data) == 1 else f"{name} {part}"
                 yield called, whole.only(matching([path], own), f"--include {part}")
 
-    def whole(self, paths: Sequence[str], include: Sequence[str] = ()) -> LabelledSet:
+    def whole(self, paths: Sequence[str]) -> LabelledSet:
         """One set. Raises UsageError."""
         from clipcli.tasks.labelled import embed_set, matching
 
         words = {label.name: label for label in self.labels}
-        wanted = matching(paths, include, self.exclude)
-        with self.talk.working(f"looking at {', '.join(map(printable, paths))}") as tick:
+        wanted = matching(paths, [glob for own in self.parts.values() for glob in own], self.exclude)
+        with self.talk.working(f"looking at {', '.join(paths)}") as tick:
             found = embed_set(paths, self.model, self.options, words, wanted, tick)
         self._tell(found.failures)
         return found
@@ -159,7 +174,7 @@ class Reader:
         from clipcli.tasks.embed import embed
 
         rows = []
-        with self.talk.working(f"looking at {', '.join(map(printable, names))}") as tick:
+        with self.talk.working(f"looking at {', '.join(names)}") as tick:
             for row in embed(pictures, self.model, self.options):
                 rows.append(row)
                 tick(len(rows))

@@ -58,18 +58,13 @@ Similar = Annotated[
         rich_help_panel=opt.CLASSIFIER,
     ),
 ]
-Strict = Annotated[
-    bool, typer.Option("--strict", metavar="", help="Warnings count as errors.", rich_help_panel=opt.OUTPUT)
-]
-Json = Annotated[bool, typer.Option("--json", metavar="", help="A list of objects.", rich_help_panel=opt.OUTPUT)]
+Strict = Annotated[bool, opt.flag("--strict", help="Warnings count as errors.", panel=opt.OUTPUT)]
+Json = Annotated[bool, opt.flag("--json", help="A list of objects.", panel=opt.OUTPUT)]
 Only = Annotated[
     list[str] | None,
     typer.Option("--label", "-L", metavar="NAME", help="Only this label (repeatable).", rich_help_panel=opt.OUTPUT),
 ]
-Tokens = Annotated[
-    bool,
-    typer.Option("--tokens", metavar="", help="Show the pieces a prompt is cut into.", rich_help_panel=opt.OUTPUT),
-]
+Tokens = Annotated[bool, opt.flag("--tokens", help="Show the pieces a prompt is cut into.", panel=opt.OUTPUT)]
 
 
 @app.command(epilog=LINT_EXAMPLES)
@@ -200,11 +195,7 @@ class Prompts:
     """Prompts as rows, made as they are asked for, and what they came to."""
 
     def __init__(
-        self,
-        labels: list[Label],
-        templates: list[Template],
-        counting: tuple[Tokenizer, int] | None,
-        pieces: bool,
+        self, labels: list[Label], templates: list[Template], counting: tuple[Tokenizer, int] | None, pieces: bool
     ) -> None:
         self.labels, self.templates, self.counting, self.pieces = labels, templates, counting, pieces
         self.number = self.longest = self.too_long = 0
@@ -272,6 +263,12 @@ def put(lines: Iterable[str]) -> None:
         raise cannot_write("stdout", error) from error
 
 
+def json_text(value: Any) -> str:
+    """`value` as JSON on one line; in ASCII where it holds what a terminal should not see."""
+    plain = json.dumps(value, ensure_ascii=False)
+    return plain if plain.isprintable() else json.dumps(value)
+
+
 def put_json(items: Iterable[dict[str, Any]]) -> None:
     """Write a JSON list to stdout, an object a line, as they come."""
 
@@ -281,9 +278,7 @@ def put_json(items: Iterable[dict[str, Any]]) -> None:
         for item in items:
             if last:
                 yield f"{last},"
-            last = json.dumps(item, ensure_ascii=False)
-            if not last.isprintable():  # what a terminal should not see is written in ASCII
-                last = json.dumps(item)
+            last = json_text(item)
         yield from filter(None, (last, "]"))
 
     put(lines())

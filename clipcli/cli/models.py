@@ -39,7 +39,6 @@ Names = Annotated[
         metavar="NAME",
         help="A name of models list, or org/name of a model on the Hub, perhaps with @revision.",
         autocompletion=complete.models,
-        show_default=False,
     ),
 ]
 Name = Annotated[
@@ -49,31 +48,25 @@ Name = Annotated[
         envvar="CLIPCLI_MODEL",
         help="As --model elsewhere: a name, org/name on the Hub, or a path. Without it, the default model.",
         autocompletion=complete.models,
-        show_default=False,
     ),
 ]
 Pictures = Annotated[
     Path | None,
-    typer.Option(
+    opt.INPUT.option(
         "--picture",
         metavar="DIR",
         help="Compare with published outputs too, for the pictures in DIR (CLIP.png, franz-kafka.jpg).",
-        rich_help_panel=opt.INPUT,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.", rich_help_panel=opt.OUTPUT)]
 
 app = typer.Typer(
-    help="Models by name: list them, get them, look into them, check them.",
-    epilog=EXAMPLES,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
+    help="Models by name: list them, get them, look into them, check them.", epilog=EXAMPLES, no_args_is_help=True
 )
 
 
 @app.command("list", epilog=EXAMPLES)
 def list_models(
-    as_json: Json = False, quiet: opt.Quiet = False, color: opt.Color = "auto", debug: opt.Debug = False
+    as_json: opt.Json = False, quiet: opt.Quiet = False, color: opt.Color = "auto", debug: opt.Debug = False
 ) -> None:
     """List the models that have a short name. "here": it is downloaded, or shipped with clipcli."""
     from clipcli.weights.catalog import DEFAULT, MODELS
@@ -101,9 +94,8 @@ def pull(
     """Download models, and print where each lies. What is here already is not looked up again."""
     from clipcli.weights.fetch import resolve
 
-    choices = [_choice(name) for name in names]
-    for choice in choices:
-        choice.check()
+    for name in names:
+        ModelChoice(name, "cpu", "fp32", None, None, None, no_cache=True).check()
     with Talk(quiet=quiet, color=color).listening() as talk:
         for name in names:
             found = resolve(name, progress=talk.live)
@@ -119,7 +111,7 @@ def info(
     vocabulary: opt.Vocabulary = None,
     activation: opt.ActivationOf = None,
     head_width: opt.HeadWidth = None,
-    as_json: Json = False,
+    as_json: opt.Json = False,
     no_cache: opt.NoCache = False,
     cache_size: opt.CacheSize = None,
     quiet: opt.Quiet = False,
@@ -144,7 +136,7 @@ def verify(
     vocabulary: opt.Vocabulary = None,
     activation: opt.ActivationOf = None,
     head_width: opt.HeadWidth = None,
-    as_json: Json = False,
+    as_json: opt.Json = False,
     device: opt.Device = "auto",
     precision: opt.PrecisionOf = "auto",
     runtime: opt.RuntimeOf = "auto",
@@ -182,10 +174,6 @@ def verify(
 
 
 app.command(epilog=export.EXAMPLES)(export.export)
-
-
-def _choice(name: str | None) -> ModelChoice:
-    return ModelChoice(name, "cpu", "fp32", None, None, None, no_cache=True)
 
 
 def _finite(number: float) -> float | None:

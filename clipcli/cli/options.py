@@ -15,7 +15,25 @@ import typer
 from clipcli.cli import complete
 from clipcli.errors import UsageError
 
-INPUT, CLASSIFIER, OUTPUT, SPEED, TALK = "Input", "Classifier", "Output", "Speed", "Talk"
+
+def flag(*names: str, help: str, panel: str | None = None, envvar: str | None = None) -> Any:
+    """An option without a value, and without a --no- beside it."""
+    return typer.Option(*names, metavar="", help=help, rich_help_panel=panel, envvar=envvar)
+
+
+class Panel(str):
+    """A panel of the help page, and what makes options in it."""
+
+    def option(self, *names: str, **how: Any) -> Any:
+        """An option with a value; its name is the parameter's unless `names` has a long one."""
+        return typer.Option(*names, rich_help_panel=self, **how)
+
+    def flag(self, *names: str, **how: Any) -> Any:
+        """A flag."""
+        return flag(*names, panel=self, **how)
+
+
+INPUT, CLASSIFIER, OUTPUT, SPEED, TALK = map(Panel, ("Input", "Classifier", "Output", "Speed", "Talk"))
 
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -40,6 +58,16 @@ def whole_variable(context: typer.Context, param: typer.CallbackParam, value: An
     return [os.environ[str(param.envvar)]] if from_environment else value
 
 
+def _words(*names: str, **how: Any) -> Any:
+    """One of the ways to say the labels: only those of one kind count."""
+    return CLASSIFIER.option(*names, callback=_unless_typed, **how)
+
+
+def _speed(name: str, *more: str, **how: Any) -> Any:
+    """Each has its variable: CLIPCLI_BATCH_SIZE for --batch-size."""
+    return SPEED.option(name, *more, envvar=f"CLIPCLI_{name[2:].replace('-', '_').upper()}", **how)
+
+
 # ---- Input
 
 Inputs = Annotated[
@@ -48,51 +76,32 @@ Inputs = Annotated[
         metavar="INPUT",
         help="Pictures, folders, archives (.tar, .tar.gz, .zip) or archive.tar::member, a file that embed wrote, or - "
         "for one picture's bytes on stdin. Without any, stdin is a list of paths.",
-        show_default=False,
     ),
 ]
-FilesFrom = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="Read paths from FILE (- for stdin), one a line.", rich_help_panel=INPUT),
-]
-Null = Annotated[
-    bool,
-    typer.Option("--null", "-0", metavar="", help="Lists read are NUL-separated.", rich_help_panel=INPUT),
-]
+FilesFrom = Annotated[str | None, INPUT.option(metavar="FILE", help="Read paths from FILE (- for stdin), one a line.")]
+Null = Annotated[bool, INPUT.flag("--null", "-0", help="Lists read are NUL-separated.")]
 Include = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="GLOB", help="In folders and archives, only names that match (repeatable).", rich_help_panel=INPUT
-    ),
+    list[str] | None, INPUT.option(metavar="GLOB", help="In folders and archives, only names that match (repeatable).")
 ]
 Exclude = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="GLOB", help="In folders and archives, no names that match (repeatable).", rich_help_panel=INPUT
-    ),
+    list[str] | None, INPUT.option(metavar="GLOB", help="In folders and archives, no names that match (repeatable).")
 ]
-Follow = Annotated[bool, typer.Option("--follow", metavar="", help="Follow links to folders.", rich_help_panel=INPUT)]
+Follow = Annotated[bool, INPUT.flag("--follow", help="Follow links to folders.")]
 PixelPolicy = Annotated[
     Literal["auto", "reference"],
-    typer.Option(
-        "--pixels",
+    INPUT.option(
         help="auto: turned upright, transparency on white, 16 bit scaled, colours to sRGB; "
-        "reference: bit for bit what the original code does.",
-        rich_help_panel=INPUT,
+        "reference: bit for bit what the original code does."
     ),
 ]
 CropPolicy = Annotated[
     Literal["model", "center", "squash", "pad"],
-    typer.Option(
-        "--crop", help="How a picture becomes square; model: the checkpoint's own way.", rich_help_panel=INPUT
-    ),
+    INPUT.option(help="How a picture becomes square; model: the checkpoint's own way."),
 ]
 DecodePolicy = Annotated[
     Literal["auto", "exact"],
-    typer.Option(
-        "--decode",
-        help="auto: a faster decoder and resizing, where pixels differ by little; exact: Pillow's, and nothing else.",
-        rich_help_panel=INPUT,
+    INPUT.option(
+        help="auto: a faster decoder and resizing, where pixels differ by little; exact: Pillow's, and nothing else."
     ),
 ]
 
@@ -100,7 +109,7 @@ DecodePolicy = Annotated[
 
 Model = Annotated[
     str | None,
-    typer.Option(
+    CLASSIFIER.option(
         "--model",
         "-m",
         metavar="MODEL",
@@ -108,54 +117,22 @@ Model = Annotated[
         autocompletion=complete.models,
         help="A name of models list, org/name[@revision] on the Hub, or a path: a directory (open_clip or transformers "
         "layout) or a .safetensors / .pt file. Default: ViT-B-32-256-datacomp; tiny needs no download.",
-        rich_help_panel=CLASSIFIER,
         show_default=False,
     ),
 ]
 Offline = Annotated[
-    bool,
-    typer.Option(
-        "--offline",
-        metavar="",
-        envvar="CLIPCLI_OFFLINE",
-        help="Never download; use what is here.",
-        rich_help_panel=CLASSIFIER,
-    ),
+    bool, CLASSIFIER.flag("--offline", envvar="CLIPCLI_OFFLINE", help="Never download; use what is here.")
 ]
 LabelFiles = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--labels",
-        "-l",
-        metavar="FILE",
-        help="Labels: text, CSV, TSV or JSON.",
-        rich_help_panel=CLASSIFIER,
-        callback=_unless_typed,
-    ),
+    list[str] | None, _words("--labels", "-l", metavar="FILE", help="Labels: text, CSV, TSV or JSON.")
 ]
-InlineLabels = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--label",
-        "-L",
-        metavar="LABEL",
-        help="One label (repeatable).",
-        rich_help_panel=CLASSIFIER,
-        callback=_unless_typed,
-    ),
-]
+InlineLabels = Annotated[list[str] | None, _words("--label", "-L", metavar="LABEL", help="One label (repeatable).")]
 Prompts = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help='Whole sentences in place of templates: {"label": ["sentence", ...]}.',
-        rich_help_panel=CLASSIFIER,
-        callback=_unless_typed,
-    ),
+    Path | None, _words(metavar="FILE", help='Whole sentences in place of templates: {"label": ["sentence", ...]}.')
 ]
 Templates = Annotated[
     list[str] | None,
-    typer.Option(
+    CLASSIFIER.option(
         "--templates",
         "-t",
         metavar="SET",
@@ -163,208 +140,100 @@ Templates = Annotated[
         callback=whole_variable,
         autocompletion=complete.templates,
         help='Template set, file, or literal such as "a photo of a <>." (repeatable). Default: imagenet7.',
-        rich_help_panel=CLASSIFIER,
         show_default=False,
     ),
 ]
 ClassifierFile = Annotated[
     Path | None,
-    typer.Option(
-        "--classifier",
-        "-c",
-        metavar="FILE",
-        help="A classifier file made by build-classifier, in place of labels.",
-        rich_help_panel=CLASSIFIER,
-        callback=_unless_typed,
+    _words(
+        "--classifier", "-c", metavar="FILE", help="A classifier file made by build-classifier, in place of labels."
     ),
 ]
-Truncate = Annotated[
-    bool,
-    typer.Option(
-        "--truncate",
-        metavar="",
-        help="Cut prompts that are too long, not refuse them.",
-        rich_help_panel=CLASSIFIER,
-    ),
-]
+Truncate = Annotated[bool, CLASSIFIER.flag("--truncate", help="Cut prompts that are too long, not refuse them.")]
 Vocabulary = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="The model's BPE vocabulary, where it doesn't lie beside the weights.",
-        rich_help_panel=CLASSIFIER,
-    ),
+    CLASSIFIER.option(metavar="FILE", help="The model's BPE vocabulary, where it doesn't lie beside the weights."),
 ]
 ActivationOf = Annotated[
-    Literal["quick_gelu", "gelu"] | None,
-    typer.Option("--activation", help="For a bare state dict, which doesn't tell.", rich_help_panel=CLASSIFIER),
+    Literal["quick_gelu", "gelu"] | None, CLASSIFIER.option(help="For a bare state dict, which doesn't tell.")
 ]
 HeadWidth = Annotated[
     int | None,
-    typer.Option(
-        metavar="N",
-        min=1,
-        help="For a bare state dict: channels an attention head, where not 64.",
-        rich_help_panel=CLASSIFIER,
-    ),
+    CLASSIFIER.option(metavar="N", min=1, help="For a bare state dict: channels an attention head, where not 64."),
 ]
 
 # ---- Output
 
 Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Write rows to FILE, not to stdout.", rich_help_panel=OUTPUT),
+    Path | None, OUTPUT.option("--output", "-o", metavar="FILE", help="Write rows to FILE, not to stdout.")
 ]
+Json = Annotated[bool, OUTPUT.flag("--json", help="Print JSON.")]
 Format = Annotated[
     Literal["auto", "table", "tsv", "csv", "jsonl", "paths"],
-    typer.Option(
-        "--format",
-        "-f",
-        help="auto: by the ending of --output, else a table on a terminal and tsv in a pipe.",
-        rich_help_panel=OUTPUT,
+    OUTPUT.option(
+        "--format", "-f", help="auto: by the ending of --output, else a table on a terminal and tsv in a pipe."
     ),
 ]
 TopK = Annotated[
-    int | None,
-    typer.Option(
-        "--top-k",
-        "-k",
-        metavar="N",
-        min=1,
-        help="Labels a row. Default: 1, in jsonl 5.",
-        rich_help_panel=OUTPUT,
-    ),
+    int | None, OUTPUT.option("--top-k", "-k", metavar="N", min=1, help="Labels a row. Default: 1, in jsonl 5.")
 ]
-Print0 = Annotated[
-    bool,
-    typer.Option(
-        "--print0",
-        metavar="",
-        help="With -f paths: NUL after each path, for xargs -0.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-Force = Annotated[
-    bool, typer.Option("--force", metavar="", help="Replace an existing output file.", rich_help_panel=OUTPUT)
-]
+Print0 = Annotated[bool, OUTPUT.flag("--print0", help="With -f paths: NUL after each path, for xargs -0.")]
+Force = Annotated[bool, OUTPUT.flag("--force", help="Replace an existing output file.")]
 SaveCrop = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Write what the model saw to DIR: a PNG a picture.", rich_help_panel=OUTPUT),
+    Path | None, OUTPUT.option(metavar="DIR", help="Write what the model saw to DIR: a PNG a picture.")
 ]
-Strict = Annotated[
-    bool,
-    typer.Option("--strict", metavar="", help="Stop at the first failing picture.", rich_help_panel=OUTPUT),
-]
-Resume = Annotated[
-    bool,
-    typer.Option("--resume", metavar="", help="Go on with FILE where an earlier run stopped.", rich_help_panel=OUTPUT),
-]
+Strict = Annotated[bool, OUTPUT.flag("--strict", help="Stop at the first failing picture.")]
+Resume = Annotated[bool, OUTPUT.flag("--resume", help="Go on with FILE where an earlier run stopped.")]
 RetryFailed = Annotated[
     bool,
-    typer.Option(
-        "--retry-failed",
-        metavar="",
-        help="The same, and try the pictures again that failed: their rows are replaced.",
-        rich_help_panel=OUTPUT,
-    ),
+    OUTPUT.flag("--retry-failed", help="The same, and try the pictures again that failed: their rows are replaced."),
 ]
 
 # ---- Speed
 
 BatchSize = Annotated[
     int | None,
-    typer.Option(
-        "--batch-size",
-        "-b",
-        metavar="N",
-        min=1,
-        max=65_536,
-        envvar="CLIPCLI_BATCH_SIZE",
-        help="Pictures a batch. Default: by device.",
-        rich_help_panel=SPEED,
-    ),
+    _speed("--batch-size", "-b", metavar="N", min=1, max=65_536, help="Pictures a batch. Default: by device."),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(
-        "--workers",
-        "-j",
-        metavar="N",
-        min=1,
-        max=1024,
-        envvar="CLIPCLI_WORKERS",
-        help="Threads that decode pictures. Default: one a CPU.",
-        rich_help_panel=SPEED,
-    ),
+    _speed("--workers", "-j", metavar="N", min=1, max=1024, help="Threads that decode pictures. Default: one a CPU."),
 ]
 Device = Annotated[
     str,
-    typer.Option(
-        "--device",
-        "-d",
-        metavar="DEVICE",
-        envvar="CLIPCLI_DEVICE",
-        autocompletion=complete.devices,
-        help="auto, cpu, cuda, cuda:N or mps.",
-        rich_help_panel=SPEED,
-    ),
+    _speed("--device", "-d", metavar="DEVICE", autocompletion=complete.devices, help="auto, cpu, cuda, cuda:N or mps."),
 ]
 PrecisionOf = Annotated[
     Literal["auto", "fp32", "fp16", "bf16", "int8"],
-    typer.Option(
+    _speed(
         "--precision",
         "-p",
-        envvar="CLIPCLI_PRECISION",
         help="auto: fp16 on CUDA with tensor cores, else fp32. int8: on a CPU, pictures alone, by ONNX Runtime.",
-        rich_help_panel=SPEED,
     ),
 ]
 RuntimeOf = Annotated[
     Literal["auto", "torch", "onnx"],
-    typer.Option(
+    _speed(
         "--runtime",
-        envvar="CLIPCLI_RUNTIME",
         help="What runs the image tower. onnx: ONNX Runtime, on a CPU. auto: torch, but onnx for int8 and ResNets.",
-        rich_help_panel=SPEED,
     ),
 ]
-NoCache = Annotated[
-    bool,
-    typer.Option(
-        "--no-cache",
-        metavar="",
-        envvar="CLIPCLI_NO_CACHE",
-        help="Neither read nor fill the store.",
-        rich_help_panel=SPEED,
-    ),
-]
-
+NoCache = Annotated[bool, _speed("--no-cache", metavar="", help="Neither read nor fill the store.")]
 CacheSize = Annotated[
     str | None,
-    typer.Option(
+    _speed(
         "--cache-size",
         metavar="SIZE",
-        envvar="CLIPCLI_CACHE_SIZE",
         help="Room for values in the store (500MB, 10GB); those not used for longest go. Default: 2GiB.",
-        rich_help_panel=SPEED,
     ),
 ]
 
 # ---- Talk
 
-Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", metavar="", help="Nothing but errors on stderr.", rich_help_panel=TALK),
-]
-Verbose = Annotated[
-    bool,
-    typer.Option("--verbose", "-v", metavar="", help="Say what was chosen and what was reused.", rich_help_panel=TALK),
-]
-Color = Annotated[
-    Literal["auto", "always", "never"],
-    typer.Option(envvar="CLIPCLI_COLOR", help="Colour on terminals.", rich_help_panel=TALK),
-]
-Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show tracebacks.", rich_help_panel=TALK)]
+Quiet = Annotated[bool, TALK.flag("--quiet", "-q", help="Nothing but errors on stderr.")]
+Verbose = Annotated[bool, TALK.flag("--verbose", "-v", help="Say what was chosen and what was reused.")]
+Color = Annotated[Literal["auto", "always", "never"], TALK.option(envvar="CLIPCLI_COLOR", help="Colour on terminals.")]
+Debug = Annotated[bool, TALK.flag("--debug", help="Show tracebacks.")]
 
 
 def byte_count(text: str, option: str) -> int:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from clipcli.cli import labelled
 from clipcli.cli import options as opt
 from clipcli.cli.columns import aligned
 from clipcli.cli.console import Talk
 from clipcli.cli.labels import put
 from clipcli.cli.request import ModelChoice, Words
 from clipcli.cli.signals import orderly_stop
-from clipcli.cli.streams import check_whole_file
 from clipcli.errors import ExitCode, UsageError
 from clipcli.images.find import check_inputs
 from clipcli.output.text import counted
@@ -39,15 +39,13 @@ Data = Annotated[
     list[str],
     typer.Argument(
         metavar="DATA...",
-        help="Labelled pictures: a folder of class folders, .csv, .tsv or .jsonl with path and label, or webdataset "
-        "archives.",
+        help=labelled.SETS,
         show_default=False,
     ),
 ]
 Test = Annotated[
     list[str] | None,
     typer.Option(
-        "--test",
         metavar="DATA",
         help="Measure on these (repeatable). Default: on a quarter of each class, which is held out.",
         rich_help_panel=opt.INPUT,
@@ -56,7 +54,6 @@ Test = Annotated[
 FeaturesOf = Annotated[
     Literal["projected", "pooled"],
     typer.Option(
-        "--features",
         help="pooled: the image tower's before its projection, as in the paper's probes; words aren't blended in then.",
         rich_help_panel=opt.CLASSIFIER,
     ),
@@ -64,7 +61,6 @@ FeaturesOf = Annotated[
 MethodOf = Annotated[
     Literal["auto", "logistic", "gda", "blend", "gda+text", "wise"],
     typer.Option(
-        "--method",
         help="Of the classifier that -o writes. gda: Gaussian discriminant analysis; blend: words and class means; "
         "wise: between words and logistic; auto: the best on pictures held out to choose by.",
         rich_help_panel=opt.CLASSIFIER,
@@ -73,7 +69,6 @@ MethodOf = Annotated[
 Shots = Annotated[
     list[int] | None,
     typer.Option(
-        "--shots",
         metavar="N",
         min=1,
         help="Learn from N pictures a class (repeatable). Default: 1, 2, 4, 8 and 16, as far as there are so many.",
@@ -94,7 +89,7 @@ Output = Annotated[
         rich_help_panel=opt.OUTPUT,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", metavar="", help="One JSON object.", rich_help_panel=opt.OUTPUT)]
+Json = Annotated[bool, opt.flag("--json", help="One JSON object.", panel=opt.OUTPUT)]
 
 
 def probe(
@@ -145,10 +140,9 @@ def probe(
         model, device, precision, activation, head_width, vocabulary, no_cache, offline, cache_size, runtime
     )
     words = Words(labels or [], label, prompts, templates, truncate, classifier)
-    read = [*data, *(test or []), *words.files, prompts, classifier, *(templates or [])]
-    check_inputs([*data, *(test or [])])
-    if output is not None:
-        check_whole_file(output, force=force, read=read)
+    inputs = [*data, *(test or [])]
+    check_inputs(inputs)
+    labelled.check_written([output], force, [*inputs, *words.read])
     choice.check()
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk, orderly_stop():
         with talk.working("starting"):
@@ -160,8 +154,7 @@ def probe(
             from clipcli.zeroshot.classifier_file import save_classifier
 
         opened, text = _prepare(choice, words, talk)
-        if output is not None:
-            check_whole_file(output, force=force, read=opened.files)
+        labelled.check_written([output], force, opened.files)
         how = EmbedOptions(pixels=pixels, crop=crop, decode=decode, batch_size=batch_size, workers=workers)
         known = {one.name: one for one in text.labels} if text else None
 
@@ -172,7 +165,7 @@ def probe(
         tower = pooled(opened) if features == "pooled" else opened
         pictures, tested = look(data, tower), look(test, tower) if test else None
         seen = look(test or data, opened) if text and tower is not opened else None
-        if seen is not None and seen.paths != (tested or pictures).paths:
+        if seen and seen.paths != (tested or pictures).paths:
             raise UsageError("some pictures have features of one kind alone", hint="take out those that fail")
         failures = [*pictures.failures, *(tested.failures if tested else ())]
         for failure in failures:
@@ -180,7 +173,7 @@ def probe(
         options = ProbeOptions(shots=tuple(shots or ()), splits=splits, method=None if method == "auto" else method)
         with talk.working("learning") as tick:
             found = task(
-                pictures, tower, text, options, test=tested, seen=None if seen is None else seen.vectors, progress=tick
+                pictures, tower, text, options, test=tested, seen=seen.vectors if seen else None, progress=tick
             )
         put([json.dumps(_as_json(found), indent=2)] if as_json else table(found))
         for line in _summary(found, pictures, failures=len(failures)):
@@ -196,8 +189,7 @@ def _prepare(choice: ModelChoice, words: Words, talk: Talk) -> tuple[Model, Clas
     """The model, and the zero-shot classifier if there are words."""
     from clipcli.zeroshot.classifier_file import load_classifier
 
-    given = any((words.files, words.inline, words.prompts, words.classifier))
-    labels = words.labels() if given else []
+    labels = words.labels() if words.are_given else []
     text = load_classifier(words.classifier) if words.classifier else None
     sets = words.expanded() if labels else []
     with talk.working("loading the model"):

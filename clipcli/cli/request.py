@@ -43,8 +43,8 @@ class ModelChoice:
         """Raise ModelError for a name that can't be a model's, UsageError for a size that is none."""
         from clipcli.weights.fetch import exists, parse
 
-        self._room()
-
+        if self.cache_size is not None:
+            opt.byte_count(self.cache_size, "--cache-size")
         if self.name is not None and not exists(self.name):
             parse(self.name)
 
@@ -62,9 +62,7 @@ class ModelChoice:
         from clipcli.store.database import SIZE_LIMIT, Store
         from clipcli.weights.model import load_model
 
-        room = self._room()
-        limit = SIZE_LIMIT if room is None else room
-
+        limit = SIZE_LIMIT if self.cache_size is None else opt.byte_count(self.cache_size, "--cache-size")
         model = load_model(
             located or self.locate(talk),
             device=self.device,
@@ -77,9 +75,6 @@ class ModelChoice:
         if talk.verbose:  # on a GPU, only torch can say which
             talk.detail(f"model: {model.name} ({model.checkpoint.layout}), on {model.where}")
         return model
-
-    def _room(self) -> int | None:
-        return None if self.cache_size is None else opt.byte_count(self.cache_size, "--cache-size")
 
 
 @dataclass(frozen=True)
@@ -126,6 +121,11 @@ class Words:
         from clipcli.zeroshot import templates
 
         return templates.read(self.sets)
+
+    @property
+    def read(self) -> list[object]:
+        """All that may name a file."""
+        return [*self.files, self.prompts, self.classifier, *(self.templates or [])]
 
     @property
     def sets(self) -> list[str]:

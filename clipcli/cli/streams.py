@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -26,25 +26,35 @@ if TYPE_CHECKING:
     from clipcli.weights.model import Model
 
 
+@contextmanager
+def writing(place: object, again: str = "run it again") -> Iterator[None]:
+    """Raise OutputError for an OSError; a closed pipe stays what it is."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise cannot_write(place, error, again) from error
+
+
 def check_new_file(path: Path, *, force: bool, read: Sequence[object] = ()) -> None:
     """Raise UsageError where `path` exists or is among the files `read`, OutputError where it can't be created."""
-    try:
+    with writing(path):  # there may be no permission even to look
         if path.is_dir():
             raise UsageError(f"{path}: is a folder", hint="name a file")
-        if path.is_file() and any(_is_same(path, other) for other in read):
-            raise UsageError(f"{path}: is read by this very run", hint="name another file")
-        if path.is_file() and not force:
-            raise UsageError(f"{path}: exists already", hint="use --force to replace it")
-        if path.is_file() and (kind := _precious(path)):  # maybe one of those that a folder or a list will name
-            raise UsageError(f"{path}: is {kind}", hint="remove it first, or name another file")
+        if path.is_file():
+            if any(other and _is_same(path, other) for other in read):
+                raise UsageError(f"{path}: is read by this very run", hint="name another file")
+            if not force:
+                raise UsageError(f"{path}: exists already", hint="use --force to replace it")
+            if kind := _precious(path):  # maybe one of those that a folder or a list will name
+                raise UsageError(f"{path}: is {kind}", hint="remove it first, or name another file")
         if path.is_symlink() and not path.exists():
             raise UsageError(f"{path}: is a link to nothing", hint="remove it, or name another file")
         if not path.parent.is_dir():
             raise OutputError(f"{path}: the folder {path.parent} does not exist", hint=f"mkdir -p {path.parent}")
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise OutputError(f"{path}: no permission to write there", hint="name another place")
-    except OSError as error:  # no permission even to look
-        raise cannot_write(path, error) from error
 
 
 def check_whole_file(path: Path, *, force: bool, read: Sequence[object] = ()) -> None:
@@ -83,14 +93,9 @@ class Pictures:
     passed_over: int = field(default=0, init=False)
     embeddings: dict[str, Embeddings] = field(default_factory=dict, init=False)  # the INPUTs that are such files
 
-    @property
-    def given(self) -> bool:
-        """Whether there is anything to look at: something typed, or a list on stdin."""
-        return bool(self.inputs or self.files_from) or not sys.stdin.isatty()
-
     def demand(self, context: typer.Context) -> None:
         """Show the help and raise UsageError where there is nothing to look at."""
-        if not self.given:
+        if not (self.inputs or self.files_from) and sys.stdin.isatty():
             with redirect_stdout(sys.stderr):
                 typer.echo(context.get_help())
             raise UsageError("no INPUT", hint="name pictures or folders, or send a list of paths on stdin")
@@ -116,9 +121,9 @@ class Pictures:
                     self.embeddings[name] = load_embeddings(name)
         if [*self.inputs, self.listed].count("-") > 1:
             raise UsageError("stdin can't be read twice", hint="give - once, as INPUT or as --files-from -")
-        if self.listed in (None, "-"):
+        if not self.files_from or self.files_from == "-":
             return
-        listed = Path(str(self.listed))
+        listed = Path(self.files_from)
         wrong = "no such file" if not listed.exists() else "is a folder" if listed.is_dir() else None
         if wrong is None and not os.access(listed, os.R_OK):
             wrong = "permission denied"
@@ -153,10 +158,8 @@ class Pictures:
                     yield from self.embeddings[name]
             else:
                 yield from self._walk(names)
-        if self.listed == "-":
-            yield from self._walk(read_list(sys.stdin.buffer, self.null), folders=False)
-        elif self.listed is not None:
-            with Path(self.listed).open("rb") as stream:
+        if self.listed is not None:
+            with nullcontext(sys.stdin.buffer) if self.listed == "-" else Path(self.listed).open("rb") as stream:
                 yield from self._walk(read_list(stream, self.null), folders=False)
 
     def _walk(self, names: Iterable[str], *, folders: bool = True) -> Iterator[Source | Failure]:

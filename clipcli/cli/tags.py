@@ -6,38 +6,35 @@ that -l reads. What is measured, and how, is `tasks.multilabel`'s.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcli.cli.columns import aligned
-from clipcli.cli.evaluation import percent
-from clipcli.errors import UsageError
+from clipcli.cli.evaluation import percent, plain, table
+from clipcli.cli.labelled import Reader, write_table
+from clipcli.cli.labels import put
+from clipcli.errors import ExitCode, UsageError
 from clipcli.output.text import counted, printable
 from clipcli.records import Label
-from clipcli.weights.folder import whole_file
 
 if TYPE_CHECKING:
-    from clipcli.cli.labelled import Reader
     from clipcli.tasks.multilabel import MultiLabelEvaluation
     from clipcli.zeroshot.classifier import Classifier
 
-_HEADER = ("label", "pictures", "AP", "F1", "fitted F1", "threshold")
+_HEADER = ["label", "pictures", "AP", "F1", "fitted F1", "threshold"]
 
 
 def measure(
     readers: Iterable[tuple[Reader, Classifier]],
-    data: dict[str, str],
+    data: Mapping[str, str],
     ignore_missing: bool,
     top: int,
     as_json: bool,
     written: Path | None,
-) -> tuple[str, int]:
-    """The figures of all sets and models as text, and how many pictures failed. Raises UsageError, ClassifierError."""
+) -> ExitCode:
+    """Write the figures of all sets and models to stdout. Raises UsageError, ClassifierError."""
     from clipcli.tasks.classify import ClassifyOptions
     from clipcli.tasks.multilabel import Presence, evaluate_multi_label, truth_of
 
@@ -51,14 +48,14 @@ def measure(
             one = evaluate_multi_label(presence.scores(pictures.vectors)[0], truth, labels)
             found.append((name, reader.model.name, one))
         failed += reader.failed
-    if written is not None:
-        if len(found) > 1:
-            raise UsageError("thresholds of several sets or models", hint="--write-labels takes one set and one model")
+    if written is not None:  # there is one set and one model
         _write(written, labels, found[0][2].fitted.tolist())
         reader.talk.notice(f"written to {written}, for classify -l with --multi-label")
     if as_json:
-        return json.dumps([_as_object(*one) for one in found], indent=2), failed
-    return "\n".join(line for one in found for line in _lines(*one, top)), failed
+        put([json.dumps(plain([_as_object(*one) for one in found]), indent=2)])
+    else:
+        put(line for one in found for line in _lines(*one, top))
+    return ExitCode.SOME_PICTURES_FAILED if failed else ExitCode.OK
 
 
 def _lines(name: str, model: str, found: MultiLabelEvaluation, top: int) -> Iterator[str]:
@@ -72,45 +69,33 @@ def _lines(name: str, model: str, found: MultiLabelEvaluation, top: int) -> Iter
         [label, f"{count:,}", *map(percent, shares), "-" if math.isnan(least) else f"{least:.4f}"]
         for label, count, *shares, least in order
     ]
-    yield from aligned([_HEADER, *rows[:top]], right=frozenset(range(1, len(_HEADER))), indent="  ")
-    if len(rows) > top:
-        yield f"  and {len(rows) - top:,} more (--top)"
+    yield from table([_HEADER, *rows], frozenset(range(1, len(_HEADER))), top)
 
 
 def _as_object(name: str, model: str, found: MultiLabelEvaluation) -> dict[str, Any]:
     columns = (found.positives, found.precision, found.f1, found.fitted_f1, found.fitted)
-    keys = ("pictures", "average_precision", "f1", "fitted_f1", "fitted_threshold")
-    labels = [
-        {"label": label, **{key: _number(x) for key, x in zip(keys, numbers, strict=True)}}
-        for label, *numbers in zip(found.labels, *(column.tolist() for column in columns), strict=True)
-    ]
+    rows = zip(found.labels, *(column.tolist() for column in columns), strict=True)
+    keys = ("label", "pictures", "average_precision", "f1", "fitted_f1", "fitted_threshold")
     return {
         "set": name,
         "model": model,
         "pictures": found.pictures,
-        "mean_average_precision": _number(found.mean_average_precision),
-        "micro_f1": _number(found.micro_f1),
-        "fitted_micro_f1": _number(found.fitted_micro_f1),
-        "labels": labels,
+        "mean_average_precision": found.mean_average_precision,
+        "micro_f1": found.micro_f1,
+        "fitted_micro_f1": found.fitted_micro_f1,
+        "labels": [dict(zip(keys, row, strict=True)) for row in rows],
     }
-
-
-def _number(x: float) -> float | None:
-    return None if math.isnan(x) else round(x, 6)
 
 
 def _write(path: Path, labels: Sequence[Label], fitted: Sequence[float]) -> None:
     """The labels as a CSV that `-l` reads, with their thresholds; a label that no picture has keeps its own."""
     if any(not label.aliases for label in labels):
         raise UsageError("labels made of whole prompts alone fit no table", hint="give them with --labels")
-    table = io.StringIO()
-    rows = csv.writer(table)
-    rows.writerow(["label", "aliases", "descriptions", "group", "threshold"])
+    rows: list[list[object]] = [["label", "aliases", "descriptions", "group", "threshold"]]
     for label, value in zip(labels, fitted, strict=True):
         threshold = label.threshold if math.isnan(value) else round(value, 6)
-        rows.writerow([label.name, _listed(label.aliases), _listed(label.descriptions), label.group, threshold])
-    with whole_file(path) as file:
-        file.write(table.getvalue().encode())
+        rows.append([label.name, _listed(label.aliases), _listed(label.descriptions), label.group, threshold])
+    write_table(path, rows)
 
 
 def _listed(texts: Sequence[str]) -> str:

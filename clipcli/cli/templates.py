@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -20,9 +20,6 @@ from clipcli.cli.console import Talk, wants_color
 from clipcli.cli.labels import Json, put, put_json
 from clipcli.errors import LabelError
 from clipcli.output.text import counted, printable
-
-if TYPE_CHECKING:
-    from clipcli.records import Prompt, Template
 
 log = logging.getLogger("clipcli")
 
@@ -37,12 +34,7 @@ SHOW_EXAMPLES = opt.epilog(
     'clipcli templates show "a {bad|good} photo of {a|the} <>." > my.txt',
 )
 
-app = typer.Typer(
-    help="List sets of templates, and see what they hold.",
-    epilog=SHOW_EXAMPLES,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-)
+app = typer.Typer(help="List sets of templates, and see what they hold.", epilog=SHOW_EXAMPLES, no_args_is_help=True)
 
 Specs = Annotated[
     list[str],
@@ -50,18 +42,11 @@ Specs = Annotated[
         metavar="SET",
         autocompletion=complete.templates,
         help='Template sets, files, or literals such as "a photo of a <>."',
-        show_default=False,
     ),
 ]
 Filling = Annotated[
     str | None,
-    typer.Option(
-        "--label",
-        "-L",
-        metavar="LABEL",
-        help="Fill them with this label, written as in a label file.",
-        rich_help_panel=opt.OUTPUT,
-    ),
+    opt.OUTPUT.option("--label", "-L", metavar="LABEL", help="Fill them with this label, written as in a label file."),
 ]
 
 
@@ -107,9 +92,8 @@ def show(
     from clipcli.zeroshot.prompts import fill
 
     with Talk(quiet=quiet, verbose=verbose, color=color).listening() as talk:
-        expanded: list[Template] | list[Prompt] = templates.read(sets)
-        if filling is not None:
-            expanded = fill(labels.from_names([filling]), templates.read(sets))
+        found = templates.read(sets)
+        expanded = found if filling is None else fill(labels.from_names([filling]), found)
         if as_json:
             put_json({"text": one.text, "weight": one.weight} for one in expanded)
         else:

@@ -7,7 +7,7 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from clipcli.train.config import TrainConfig
     from clipcli.train.run import Evaluated, Event, Ready, Request, Step
-
-Draw = Callable[[int, Mapping[str, float]], None]  # values of a step, by name
 
 SHOWN = 5  # failures that are listed without --verbose
 
@@ -76,10 +74,7 @@ Templates = Annotated[
 MaxPerLabel = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="At most N pairs of each class or caption.", rich_help_panel=DATA)
 ]
-Strict = Annotated[
-    bool,
-    typer.Option("--strict", metavar="", help="Stop at the first picture that can't be read.", rich_help_panel=DATA),
-]
+Strict = Annotated[bool, opt.flag("--strict", help="Stop at the first picture that can't be read.", panel=DATA)]
 Eval = Annotated[
     list[str] | None,
     typer.Option(
@@ -106,14 +101,7 @@ Vocabulary = Annotated[
     ),
 ]
 Offline = Annotated[
-    bool,
-    typer.Option(
-        "--offline",
-        metavar="",
-        envvar="CLIPCLI_OFFLINE",
-        help="Never download MODEL; use what is here.",
-        rich_help_panel=MODEL,
-    ),
+    bool, opt.flag("--offline", envvar="CLIPCLI_OFFLINE", help="Never download MODEL; use what is here.", panel=MODEL)
 ]
 VocabularySize = Annotated[
     int | None,
@@ -143,17 +131,10 @@ Settings = Annotated[
         rich_help_panel=RECIPE,
     ),
 ]
-Resume = Annotated[
-    bool, typer.Option("--resume", metavar="", help="Go on with the run in DIR.", rich_help_panel=opt.OUTPUT)
-]
-Force = Annotated[
-    bool, typer.Option("--force", metavar="", help="Begin anew where DIR holds a run.", rich_help_panel=opt.OUTPUT)
-]
+Resume = Annotated[bool, opt.flag("--resume", help="Go on with the run in DIR.", panel=opt.OUTPUT)]
+Force = Annotated[bool, opt.flag("--force", help="Begin anew where DIR holds a run.", panel=opt.OUTPUT)]
 TensorBoard = Annotated[
-    bool,
-    typer.Option(
-        "--tensorboard", metavar="", help="Write TensorBoard events into DIR too.", rich_help_panel=opt.OUTPUT
-    ),
+    bool, opt.flag("--tensorboard", help="Write TensorBoard events into DIR too.", panel=opt.OUTPUT)
 ]
 
 
@@ -243,8 +224,12 @@ def _run(request: Request, config: TrainConfig, talk: Talk, writer: type[Summary
         ready = next(events)  # Ctrl-C until here leaves nothing behind
         assert isinstance(ready, Ready)
         _tell(ready, talk)
-        with _signals(talk) as signals, closing(events), _board(writer, request.output) as draw:
-            best, stopped = _follow(events, talk, tick, draw, lambda: anywhere(bool(signals), request.share))
+        with (
+            _signals(talk) as signals,
+            closing(events),
+            writer(str(request.output)) if writer else nullcontext() as board,
+        ):
+            best, stopped = _follow(events, talk, tick, board, lambda: anywhere(bool(signals), request.share))
     if stopped:
         talk.notice(f"stopped; the same command with --resume goes on in {request.output}")
         raise typer.Exit(128 + (signals[0][0] if signals else signal.SIGINT))
@@ -255,7 +240,7 @@ def _run(request: Request, config: TrainConfig, talk: Talk, writer: type[Summary
 
 
 def _follow(
-    events: Iterator[Event], talk: Talk, tick: Ticker, draw: Draw, stopping: Callable[[], bool]
+    events: Iterator[Event], talk: Talk, tick: Ticker, board: SummaryWriter | None, stopping: Callable[[], bool]
 ) -> tuple[Evaluated | None, bool]:
     """Tell what happens. The evaluation of the weights that are kept, and whether the run was stopped."""
     from clipcli.train.run import Evaluated, Saved, Step
@@ -266,13 +251,14 @@ def _follow(
         if isinstance(event, Step):
             line = _line(event)
             tick.say(line)
-            draw(event.number, {"loss": event.loss, "scale": event.scale, "learning_rate": event.learning_rate})
+            values = {"loss": event.loss, "scale": event.scale, "learning_rate": event.learning_rate}
+            _draw(board, event.number, values)
             if event.number < event.steps and stopping():
                 return best, True
         elif isinstance(event, Evaluated):
             best = event if event.best else best
             talk.notice(f"{line} · accuracy: {_accuracies(event)}{' (kept)' if event.best else ''}", name=False)
-            draw(event.step, event.accuracy)
+            _draw(board, event.step, event.accuracy)
         elif isinstance(event, Saved):
             talk.detail(f"checkpoint after step {event.step:,}")
     return best, False
@@ -400,16 +386,7 @@ def _summary_writer() -> type[SummaryWriter]:
     return SummaryWriter
 
 
-@contextmanager
-def _board(writer: type[SummaryWriter] | None, folder: Path) -> Iterator[Draw]:
-    """What draws values of a step in TensorBoard, or doesn't."""
-    if writer is None:
-        yield lambda step, values: None
-        return
-    with writer(str(folder)) as board:
-
-        def draw(step: int, values: Mapping[str, float]) -> None:
-            for name, value in values.items():
-                board.add_scalar(name, value, step)
-
-        yield draw
+def _draw(board: SummaryWriter | None, step: int, values: Mapping[str, float]) -> None:
+    if board:
+        for name, value in values.items():
+            board.add_scalar(name, value, step)

@@ -43,6 +43,6 @@ def did_you_mean(names: Iterable[str]) -> str | None:
     return f"did you mean {listed}?" if listed else None
 
 
-def propose(name: str, known: Iterable[str]) -> str | None:
+def propose(name: str, known: Iterable[str], most: int = 1) -> str | None:
     """The hint that proposes what comes nearest to `name` among `known`, if anything does."""
-    return did_you_mean(difflib.get_close_matches(name, list(known), 1))
+    return did_you_mean(difflib.get_close_matches(name, list(known), most))
