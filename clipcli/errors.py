@@ -97,5 +97,10 @@ def cannot_write(
 ) -> OutputError:
     """The error that says why `place` can't be written; the hint is `again` after a full disk, else `elsewhere`."""
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    reason = (error.strerror or str(error)).lower()
-    return OutputError(f"{place}: can't be written: {reason}", hint=f"make room, and {again}" if is_full else elsewhere)
+    hint = f"make room, and {again}" if is_full else elsewhere
+    return OutputError(f"{place}: can't be written: {reason(error)}", hint=hint)
+
+
+def reason(error: OSError) -> str:
+    """What the system says is wrong, as our messages have it."""
+    return (error.strerror or str(error)).lower()

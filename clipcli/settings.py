@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipcli.errors import UsageError
+from clipcli.errors import UsageError, reason
 from clipcli.paths import config_dir
 
 LOCAL = Path("clipcli.toml")
@@ -103,7 +103,7 @@ def read(path: Path) -> SettingsFile | None:
         text = data.decode("utf-8-sig").replace("\r\n", "\n")
         return SettingsFile(path, text, tomllib.loads(text))
     except OSError as error:
-        raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}", hint="check its permissions") from error
+        raise UsageError(f"{path}: {reason(error)}", hint="check its permissions") from error
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise UsageError(f"{path}:{line}: not UTF-8", hint="save the file as UTF-8") from error

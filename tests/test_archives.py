@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from clipcli.images import archives
-from clipcli.images.archives import Member, inside, is_archive, members
+from clipcli.images.archives import Member, inside, members
+from clipcli.images.find import is_archive
 from clipcli.records import Failure, FailureKind
 
 Files = dict[str, bytes]

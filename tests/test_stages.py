@@ -11,6 +11,7 @@ from conftest import Run
 
 from clipcli.cli.stages import report
 from clipcli.images.stages import Stages
+from clipcli.store.database import Store
 from clipcli.tasks.embed import EmbedOptions, embed
 from clipcli.weights.model import Model, load_model
 
@@ -26,6 +27,18 @@ def test_stages_add_up_to_the_run(model: Path, photos: Path) -> None:
     assert 0.8 * wall <= sum(stages.seconds.values()) <= wall
     assert stages.pictures == 15 and stages.workers == 2
     assert 0 < stages.busy() <= 1
+
+
+def test_a_second_run_with_the_same_options_is_measured_by_itself(model: Path, photos: Path, tmp_path: Path) -> None:
+    with Store(tmp_path / "store.sqlite") as store:
+        opened, options = load_model(model, device="cpu", store=store), EmbedOptions()
+        pictures = [photos / "coffee.png", photos / "rocket.jpg"]
+        assert len(list(embed(pictures, opened, options))) == 2 == options.stages.pictures
+        began = time.perf_counter()
+        assert len(list(embed(pictures, opened, options))) == 2
+        wall, stages = time.perf_counter() - began, options.stages
+    assert set(stages.seconds) == {"known", "rows"} and stages.pictures == 0
+    assert sum(stages.seconds.values()) <= wall
 
 
 class _OnCuda:
@@ -46,6 +59,7 @@ class _OnCpu:
         (_OnCpu(), "model", "auto", "--precision int8"),
         (_OnCpu(), "decoding", "exact", "--decode exact"),
         (_OnCpu(), "input", "auto", "lists the pictures"),
+        (_OnCpu(), "known", "auto", "clipcli embed"),
         (_OnCpu(), "rows", "auto", "writing"),
     ],
 )

@@ -164,7 +164,7 @@ def probe(
 
         tower = pooled(opened) if features == "pooled" else opened
         pictures, tested = look(data, tower), look(test, tower) if test else None
-        seen = look(test or data, opened) if text and tower is not opened else None
+        seen = look(test or data, text.suited(opened)) if text and text.features != features else None
         if seen and seen.paths != (tested or pictures).paths:
             raise UsageError("some pictures have features of one kind alone", hint="take out those that fail")
         failures = [*pictures.failures, *(tested.failures if tested else ())]
@@ -195,7 +195,7 @@ def _prepare(choice: ModelChoice, words: Words, talk: Talk) -> tuple[Model, Clas
     with talk.working("loading the model"):
         model = choice.open(talk)
     if text is not None:
-        text.check_model(model)
+        text.suited(model)
     return model, words.build(model, labels, sets, talk).classifier if labels else text
 
 

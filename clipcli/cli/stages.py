@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from clipcli.tasks.embed import EmbedOptions
     from clipcli.weights.model import Model
 
-_NAMES = {"input": "input", "decoding": "waiting for decoding", "model": "model", "rows": "scoring and writing"}
+_NAMES = {"input": "input", "decoding": "waiting for decoding", "model": "model"}
+_NAMES |= {"known": "fetching known embeddings", "rows": "scoring and writing"}
 
 
 def report(options: EmbedOptions, model: Model) -> Iterator[str]:
@@ -47,4 +48,6 @@ def _advice(first: str, stages: Stages, options: EmbedOptions, model: Model) -> 
         return "decoding sets the pace: more --workers if CPUs are idle, or smaller pictures"
     if first == "input":
         return "whatever lists the pictures sets the pace"
+    if first == "known":
+        return "what is known sets the pace: from a file of clipcli embed it comes twice as fast as from the store"
     return "scoring and writing set the pace"

@@ -15,7 +15,7 @@ import typer
 
 from clipcli.cli.options import came_from
 from clipcli.errors import OutputError, UsageError, cannot_write
-from clipcli.images.find import HEAD, Walk, check_inputs, sniff
+from clipcli.images.find import HEAD, Walk, check_inputs, is_archive, sniff
 from clipcli.images.lists import read_list
 from clipcli.output.text import counted
 from clipcli.records import Failure, FailureKind, Item, Source
@@ -65,8 +65,6 @@ def check_whole_file(path: Path, *, force: bool, read: Sequence[object] = ()) ->
 
 
 def _precious(path: Path) -> str | None:
-    from clipcli.images.archives import is_archive
-
     if is_archive(str(path)):
         return "an archive"
     with path.open("rb") as file:

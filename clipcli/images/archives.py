@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 from clipcli.images.find import HEAD, hidden, no_source, not_a_file
-from clipcli.images.find import is_archive as is_archive
 from clipcli.images.read import MAX_BYTES
 from clipcli.images.tar import BLOCK, FILES, LINKS, Damaged, Stream, header
 from clipcli.records import Failure, FailureKind

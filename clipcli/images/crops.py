@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipcli.errors import UsageError, cannot_write
+from clipcli.errors import UsageError, cannot_write, reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,7 @@ def check_folder(folder: Path, *, force: bool, walked: Iterable[str] = ()) -> No
         elif not force and any(folder.iterdir()):
             raise UsageError(f"{folder}: is not empty", hint="name a new folder, or use --force to write into this one")
     except OSError as error:
-        raise UsageError(f"{folder}: {(error.strerror or str(error)).lower()}", hint="name another folder") from error
+        raise UsageError(f"{folder}: {reason(error)}", hint="name another folder") from error
 
 
 def crop_name(path: str) -> str:

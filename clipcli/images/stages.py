@@ -1,7 +1,7 @@
 """Where the time of a run goes: what the thread that hands out rows was doing, and how busy the decoding threads were.
 
-Stages add up to the whole run: waiting for the input to name a picture, waiting for decoding, the model, the rows
-(scoring and writing). Nothing is printed here.
+Stages add up to the whole run: waiting for the input to name a picture, waiting for decoding, the model, fetching
+embeddings that are known, the rows (scoring and writing). Nothing is printed here.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
-Stage = Literal["input", "decoding", "model", "rows"]
+Stage = Literal["input", "decoding", "model", "known", "rows"]
+T = TypeVar("T")
 
 
 @dataclass
@@ -27,6 +28,21 @@ class Stages:
     pictures: int = 0  # that the model encoded
     began: float = field(default_factory=time.perf_counter)
     _adding: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin(self) -> None:
+        """A run begins; what was measured before is forgotten."""
+        self.decoders, self.pictures, self.began = 0.0, 0, time.perf_counter()
+        self.seconds.clear()
+
+    def awaited(self, stage: Stage, things: Iterable[T]) -> Iterator[T]:
+        """The same; waiting for the next one belongs to `stage`."""
+        iterator, end = iter(things), object()
+        while True:
+            with self.timed(stage):
+                thing = next(iterator, end)
+            if thing is end:
+                return
+            yield thing  # type: ignore[misc]
 
     @contextmanager
     def timed(self, stage: Stage) -> Iterator[None]:

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from clipcli.errors import EmbeddingsError, UsageError
+from clipcli.errors import EmbeddingsError, UsageError, reason
 from clipcli.output.rows import path_of
 from clipcli.records import Embedded, Failure, FailureKind
 from clipcli.weights.model import Model
@@ -121,7 +121,7 @@ def load_embeddings(path: str | Path) -> Embeddings:
     except (ValueError, TypeError, KeyError, NotImplementedError, OverflowError) as error:  # of hostile zips, too
         raise _broken(path, str(error)[:120]) from error
     except OSError as error:
-        raise _broken(path, (error.strerror or str(error)).lower()) from error
+        raise _broken(path, reason(error)) from error
 
 
 def _read_safetensors(path: Path) -> tuple[str | bytes, Array]:

@@ -17,7 +17,7 @@ from heapq import nlargest
 from pathlib import Path
 from typing import NamedTuple
 
-from clipcli.errors import UsageError
+from clipcli.errors import UsageError, reason
 from clipcli.output.rows import read_rows
 from clipcli.records import Failure, FailureKind, Row
 
@@ -134,7 +134,7 @@ def _open(run: Run, files: ExitStack) -> Iterable[Row]:
     try:
         return read_rows(files.enter_context(Path(run).open("rb")), name=os.fspath(run))
     except OSError as error:
-        what = f"{os.fspath(run)}: {(error.strerror or str(error)).lower()}"
+        what = f"{os.fspath(run)}: {reason(error)}"
         raise UsageError(what, hint="compare takes two files of rows, as classify writes them") from error
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -81,7 +80,8 @@ def embed_in_bursts(
     """The same, those together that are ready together."""
     if isinstance(inputs, Embeddings):
         inputs.check_model(model)
-    options.stages.began = time.perf_counter()
+    stages = options.stages
+    stages.begin()
     memory = _Remembered(model, options) if model.store.path is not None else None
     live = options.flush_after is not None  # then no item may wait for the next
     chunks: Iterator[list[Item]] = _chunks(sources(inputs), 1 if live else _BURST)
@@ -97,8 +97,9 @@ def embed_in_bursts(
         return is_ready
 
     for ready, alike in groupby(chunks, needs_nothing):
-        for burst in alike if ready else _embed_sources(chain.from_iterable(alike), model, options, memory):
-            with options.stages.timed("rows"):
+        known = stages.awaited("known", alike)
+        for burst in known if ready else _embed_sources(chain.from_iterable(alike), model, options, memory):
+            with stages.timed("rows"):
                 yield cast("list[Embedded | Failure]", burst)
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, TextIO
 
-from clipcli.errors import UsageError
-from clipcli.images.archives import Member, inside, is_archive, members
-from clipcli.images.find import Walk, check_inputs, named_like_a_picture
+from clipcli.errors import UsageError, reason
+from clipcli.images.archives import Member, inside, members
+from clipcli.images.find import Walk, check_inputs, is_archive, named_like_a_picture
 from clipcli.images.read import MAX_BYTES
 from clipcli.records import Failure, FailureKind, Label, Source
 from clipcli.zeroshot.files import checked
@@ -167,7 +167,7 @@ def _listed(path: str) -> list[str]:
     try:
         names = sorted(os.listdir(path), key=os.fsencode)
     except OSError as error:
-        raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        raise UsageError(f"{path}: {reason(error)}") from error
     return [os.path.join(path, name) for name in names if not name.startswith(".")]
 
 
@@ -187,7 +187,7 @@ def _open(path: str) -> TextIO:
     try:
         return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")  # names are bytes
     except OSError as error:
-        raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        raise UsageError(f"{path}: {reason(error)}") from error
 
 
 def _bounded(file: TextIO) -> Iterator[str]:

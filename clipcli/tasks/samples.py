@@ -10,7 +10,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from clipcli.errors import OutputError, UsageError
+from clipcli.errors import OutputError, UsageError, reason
 
 # All of its photographs of a thing with an everyday name, whether `tiny` knows the thing or not. Left out are textures,
 # tissue, text, test pictures, a clock blurred past knowing, and the other eye's view of the motorcycle.
@@ -74,8 +74,7 @@ def lay_out(folder: Path, *, force: bool = False) -> list[Path]:
                 part.write_bytes(data)
                 part.rename(folder / name)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise OutputError(f"{folder}: the samples can't be put there: {reason}", hint=_ELSEWHERE) from error
+        raise OutputError(f"{folder}: the samples can't be put there: {reason(error)}", hint=_ELSEWHERE) from error
     return [folder / name for name in samples]
 
 

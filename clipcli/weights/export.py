@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from clipcli import __version__
-from clipcli.errors import ModelError, UsageError, VocabularyError
+from clipcli.errors import ModelError, UsageError, VocabularyError, reason
 from clipcli.model.config import ClipConfig, Preprocess, TextConfig, ViTConfig
 from clipcli.tokenizer import STANDARD_SIZE, Tokenizer
 from clipcli.weights import open_clip, transformers
@@ -185,7 +185,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ModelError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        raise ModelError(f"{path}: {reason(error)}") from error
 
 
 def _card(checkpoint: Checkpoint, layout: Target, origin: str) -> str:

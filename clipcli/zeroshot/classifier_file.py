@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from clipcli import __version__
-from clipcli.errors import ClassifierError, LabelError, UsageError
+from clipcli.errors import ClassifierError, LabelError, UsageError, reason
 from clipcli.records import Label, Template
 from clipcli.weights.folder import whole_file
 from clipcli.weights.load import MOST_SCALE
@@ -103,7 +103,7 @@ def _check_place(path: Path) -> None:
         hint = near if near.startswith("did") else MAKE
         raise UsageError(f"{path}: no such file", hint=hint) from error
     except OSError as error:
-        raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        raise UsageError(f"{path}: {reason(error)}") from error
 
 
 def _tensor(file: Any, name: str) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from clipcli.errors import LabelError
+from clipcli.errors import LabelError, reason
 
 _FOREIGN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, lone halves of characters
 _NO_UTF8 = re.compile("[\ud800-\udfff]")  # what "surrogateescape" makes of bytes; and they of names, in JSON
@@ -40,7 +40,7 @@ def read_text(path: Path, on_error: OnError = refuse) -> str:
         data = path.read_bytes()
     except OSError as error:
         hint = near_file(path) if isinstance(error, FileNotFoundError | IsADirectoryError) else None
-        raise LabelError(f"{path}: {(error.strerror or str(error)).lower()}", hint=hint) from error
+        raise LabelError(f"{path}: {reason(error)}", hint=hint) from error
     return decode(data, path, on_error)
 
 
