@@ -20,6 +20,8 @@ A picture that can't be read is no error but a `records.Failure`. Nothing here p
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 
@@ -99,6 +101,17 @@ def cannot_write(
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     hint = f"make room, and {again}" if is_full else elsewhere
     return OutputError(f"{place}: can't be written: {reason(error)}", hint=hint)
+
+
+@contextmanager
+def writing(place: object, again: str = "run it again") -> Iterator[None]:
+    """Raise OutputError for an OSError; a closed pipe stays what it is."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise cannot_write(place, error, again) from error
 
 
 def reason(error: OSError) -> str:

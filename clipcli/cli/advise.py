@@ -43,30 +43,25 @@ Data = Annotated[
 ]
 Unlabelled = Annotated[
     bool,
-    opt.flag(
+    opt.INPUT.flag(
         "--unlabelled",
         help="Nobody has labelled the pictures: weigh templates by how surely they answer.",
-        panel=opt.INPUT,
     ),
 ]
 Reference = Annotated[
     list[str] | None,
-    typer.Option(
+    opt.INPUT.option(
         metavar="INPUT",
         help="With --unlabelled: pictures of all kinds, to see what a template says of any picture (repeatable).",
-        rich_help_panel=opt.INPUT,
     ),
 ]
-Most = Annotated[int, typer.Option(metavar="N", min=1, help="Templates to choose at most.", rich_help_panel=opt.OUTPUT)]
-Seed = Annotated[
-    int, typer.Option(metavar="N", min=0, help="Another one makes other halves.", rich_help_panel=opt.OUTPUT)
-]
+Most = Annotated[int, opt.OUTPUT.option(metavar="N", min=1, help="Templates to choose at most.")]
+Seed = Annotated[int, opt.OUTPUT.option(metavar="N", min=0, help="Another one makes other halves.")]
 WriteTemplates = Annotated[
     Path | None,
-    typer.Option(
+    opt.OUTPUT.option(
         metavar="FILE",
         help="Write the chosen templates, or all with their new weights: a file for -t.",
-        rich_help_panel=opt.OUTPUT,
     ),
 ]
 

@@ -47,7 +47,7 @@ Inputs = Annotated[
 ]
 Models = Annotated[
     list[str] | None,
-    typer.Option(
+    opt.CLASSIFIER.option(
         "--model",
         "-m",
         metavar="MODEL",
@@ -56,33 +56,30 @@ Models = Annotated[
         autocompletion=complete.models,
         help="As elsewhere (repeatable). One that isn't on this disk is given random weights, which are as fast. "
         "Default: ViT-B-32-256-datacomp if it is there, else tiny.",
-        rich_help_panel=opt.CLASSIFIER,
         show_default=False,
     ),
 ]
 Precisions = Annotated[
     list[str],
-    typer.Option(
+    opt.SPEED.option(
         "--precision",
         "-p",
         metavar=f"[{'|'.join(PRECISIONS)}]",
         envvar="CLIPCLI_PRECISION",
         help="As elsewhere (repeatable): the others are compared with the first.",
-        rich_help_panel=opt.SPEED,
     ),
 ]
 Runtimes = Annotated[
     list[str],
-    typer.Option(
+    opt.SPEED.option(
         metavar=f"[{'|'.join(RUNTIMES)}]",
         envvar="CLIPCLI_RUNTIME",
         help="As elsewhere (repeatable): with each precision. Without both options, all that pays here is tried.",
-        rich_help_panel=opt.SPEED,
     ),
 ]
 Batches = Annotated[
     list[int] | None,
-    typer.Option(
+    opt.SPEED.option(
         "--batch-size",
         "-b",
         metavar="N",
@@ -90,7 +87,6 @@ Batches = Annotated[
         max=65_536,
         envvar="CLIPCLI_BATCH_SIZE",
         help="Pictures a batch (repeatable). Default: 1, 8 and 32.",
-        rich_help_panel=opt.SPEED,
         show_default=False,
     ),
 ]

@@ -29,12 +29,11 @@ File = Annotated[
 Set = Annotated[str, typer.Argument(metavar="SET", help="Labelled pictures, as for clipcli eval.", show_default=False)]
 Output = Annotated[
     Path,
-    typer.Option(
+    opt.OUTPUT.option(
         "--output",
         "-o",
         metavar="FILE",
         help="Where the calibrated classifier goes.",
-        rich_help_panel=opt.OUTPUT,
         show_default=False,
     ),
 ]

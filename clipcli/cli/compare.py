@@ -16,8 +16,8 @@ import typer
 
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk, wants_color
-from clipcli.cli.streams import check_new_file, writing
-from clipcli.errors import UsageError
+from clipcli.cli.streams import check_new_file
+from clipcli.errors import UsageError, writing
 
 if TYPE_CHECKING:
     from clipcli.tasks.compare import Run

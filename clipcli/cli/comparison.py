@@ -5,7 +5,6 @@ In: a `Comparison` and the names of its files as they were typed. Out: text. Wha
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from clipcli.cli.columns import aligned
+from clipcli.cli.labels import json_text
 from clipcli.output.jsonl import path_members
 from clipcli.output.sink import encode
 from clipcli.output.text import counted, printable
@@ -92,8 +92,7 @@ def as_json(found: Comparison, a: str, b: str) -> str:
     changes = ("changed", "failures_appeared", "failures_went", "abstentions_appeared", "abstentions_went")
     for name in (*changes, "score_changes", "margin_changes"):
         holder[name] = [_change(one) for one in getattr(found, name)]
-    plain = json.dumps(holder, ensure_ascii=False)
-    return plain if plain.isprintable() else json.dumps(holder)  # what a terminal should not see
+    return json_text(holder)
 
 
 def _side(name: str, side: Side) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipcli.cli.console import wants_color
-from clipcli.cli.streams import check_new_file, writing
-from clipcli.errors import UsageError
+from clipcli.cli.streams import check_new_file
+from clipcli.errors import UsageError, writing
 from clipcli.output.text import counted
 from clipcli.records import Item, Predictions, Row
 

@@ -26,7 +26,7 @@ EXAMPLES = opt.epilog(
 )
 
 Devices = Annotated[bool, opt.flag("--devices", help="Ask torch which devices are there (slow).")]
-Json = Annotated[bool, opt.flag("--json", help="Print JSON, for a bug report.", panel=opt.OUTPUT)]
+Json = Annotated[bool, opt.OUTPUT.flag("--json", help="Print JSON, for a bug report.")]
 
 
 def doctor(

@@ -46,15 +46,14 @@ Sets = Annotated[
 ]
 Include = Annotated[
     list[str] | None,
-    typer.Option(
+    opt.INPUT.option(
         metavar="[NAME=]GLOB",
         help="Only pictures that match (repeatable). With names, each SET is split into sets of these names.",
-        rich_help_panel=opt.INPUT,
     ),
 ]
 Models = Annotated[
     list[str] | None,
-    typer.Option(
+    opt.CLASSIFIER.option(
         "--model",
         "-m",
         metavar="MODEL",
@@ -62,37 +61,33 @@ Models = Annotated[
         callback=opt.whole_variable,
         autocompletion=complete.models,
         help="As in classify; with several, each is compared with the first on the same pictures.",
-        rich_help_panel=opt.CLASSIFIER,
         show_default=False,
     ),
 ]
 Csv = Annotated[
     Path | None,
-    typer.Option("--csv", metavar="FILE", help="Write a row for every picture to FILE.", rich_help_panel=opt.OUTPUT),
+    opt.OUTPUT.option("--csv", metavar="FILE", help="Write a row for every picture to FILE."),
 ]
 Html = Annotated[
     Path | None,
-    typer.Option(
+    opt.OUTPUT.option(
         "--html",
         metavar="FILE",
         help="Write a report to FILE: one page with plots and the surest mistakes.",
-        rich_help_panel=opt.OUTPUT,
     ),
 ]
 MultiLabel = Annotated[
     bool,
-    opt.flag(
+    opt.CLASSIFIER.flag(
         "--multi-label",
         help="Each label by itself, as in classify; in the truth, | stands between a picture's labels.",
-        panel=opt.CLASSIFIER,
     ),
 ]
 WriteLabels = Annotated[
     Path | None,
-    typer.Option(
+    opt.OUTPUT.option(
         metavar="FILE.csv",
         help="With --multi-label: write the labels with the thresholds that give the best F1.",
-        rich_help_panel=opt.OUTPUT,
     ),
 ]
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk
 from clipcli.cli.request import ModelChoice, Words, describe
@@ -35,32 +33,29 @@ SETS = "Labelled pictures: a folder of class folders, .csv, .tsv or .jsonl with 
 
 IgnoreMissing = Annotated[
     bool,
-    opt.flag(
+    opt.INPUT.flag(
         "--ignore-missing",
         help="Leave out pictures whose class is no label, where that is an error otherwise.",
-        panel=opt.INPUT,
     ),
 ]
 UnknownSet = Annotated[
     list[str] | None,
-    typer.Option(
+    opt.INPUT.option(
         metavar="INPUT",
         help="Pictures that belong to no label (repeatable): can they be told from the others?",
-        rich_help_panel=opt.INPUT,
     ),
 ]
 WantPrecision = Annotated[
     float,
-    typer.Option(
+    opt.OUTPUT.option(
         metavar="P",
         min=0,
         max=1,
         help="Find least scores, cosines and margins at which so many of the answers are right.",
-        rich_help_panel=opt.OUTPUT,
     ),
 ]
-Json = Annotated[bool, opt.flag("--json", help="One JSON object with everything.", panel=opt.OUTPUT)]
-Top = Annotated[int, typer.Option(metavar="N", min=1, help="Lines of each table.", rich_help_panel=opt.OUTPUT)]
+Json = Annotated[bool, opt.OUTPUT.flag("--json", help="One JSON object with everything.")]
+Top = Annotated[int, opt.OUTPUT.option(metavar="N", min=1, help="Lines of each table.")]
 
 
 def check_written(files: Sequence[Path | None], force: bool, read: Sequence[object]) -> None:

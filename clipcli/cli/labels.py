@@ -18,7 +18,7 @@ import typer
 from clipcli.cli import options as opt
 from clipcli.cli.console import Talk, wants_color
 from clipcli.cli.request import ModelChoice, Words
-from clipcli.errors import ExitCode, UsageError, cannot_write
+from clipcli.errors import ExitCode, UsageError, writing
 from clipcli.output.text import counted, printable
 
 if TYPE_CHECKING:
@@ -50,21 +50,20 @@ app = typer.Typer(
 File = Annotated[str, typer.Argument(metavar="FILE", help="A label file: text, CSV, TSV or JSON.", show_default=False)]
 Similar = Annotated[
     float,
-    typer.Option(
+    opt.CLASSIFIER.option(
         metavar="C",
         min=0,
         max=1,
         help="With a model: warn of labels whose class vectors have a higher cosine. 1: compare none.",
-        rich_help_panel=opt.CLASSIFIER,
     ),
 ]
-Strict = Annotated[bool, opt.flag("--strict", help="Warnings count as errors.", panel=opt.OUTPUT)]
-Json = Annotated[bool, opt.flag("--json", help="A list of objects.", panel=opt.OUTPUT)]
+Strict = Annotated[bool, opt.OUTPUT.flag("--strict", help="Warnings count as errors.")]
+Json = Annotated[bool, opt.OUTPUT.flag("--json", help="A list of objects.")]
 Only = Annotated[
     list[str] | None,
-    typer.Option("--label", "-L", metavar="NAME", help="Only this label (repeatable).", rich_help_panel=opt.OUTPUT),
+    opt.OUTPUT.option("--label", "-L", metavar="NAME", help="Only this label (repeatable)."),
 ]
-Tokens = Annotated[bool, opt.flag("--tokens", help="Show the pieces a prompt is cut into.", panel=opt.OUTPUT)]
+Tokens = Annotated[bool, opt.OUTPUT.flag("--tokens", help="Show the pieces a prompt is cut into.")]
 
 
 @app.command(epilog=LINT_EXAMPLES)
@@ -253,14 +252,10 @@ def _colored(finding: Finding, color: bool) -> str:
 
 def put(lines: Iterable[str]) -> None:
     """Write lines to stdout as they come; bytes of names as they are. Raises OutputError."""
-    try:
+    with writing("stdout"):
         for line in lines:
             sys.stdout.buffer.write(line.encode(errors="surrogateescape") + b"\n")
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise cannot_write("stdout", error) from error
 
 
 def json_text(value: Any) -> str:

@@ -16,9 +16,9 @@ from clipcli.cli import complete
 from clipcli.errors import UsageError
 
 
-def flag(*names: str, help: str, panel: str | None = None, envvar: str | None = None) -> Any:
-    """An option without a value, and without a --no- beside it."""
-    return typer.Option(*names, metavar="", help=help, rich_help_panel=panel, envvar=envvar)
+def flag(*names: str, **how: Any) -> Any:
+    """An option without a value."""
+    return typer.Option(*names, metavar="", **how)
 
 
 class Panel(str):
@@ -30,7 +30,7 @@ class Panel(str):
 
     def flag(self, *names: str, **how: Any) -> Any:
         """A flag."""
-        return flag(*names, panel=self, **how)
+        return flag(*names, rich_help_panel=self, **how)
 
 
 INPUT, CLASSIFIER, OUTPUT, SPEED, TALK = map(Panel, ("Input", "Classifier", "Output", "Speed", "Talk"))

@@ -45,51 +45,46 @@ Data = Annotated[
 ]
 Test = Annotated[
     list[str] | None,
-    typer.Option(
+    opt.INPUT.option(
         metavar="DATA",
         help="Measure on these (repeatable). Default: on a quarter of each class, which is held out.",
-        rich_help_panel=opt.INPUT,
     ),
 ]
 FeaturesOf = Annotated[
     Literal["projected", "pooled"],
-    typer.Option(
+    opt.CLASSIFIER.option(
         help="pooled: the image tower's before its projection, as in the paper's probes; words aren't blended in then.",
-        rich_help_panel=opt.CLASSIFIER,
     ),
 ]
 MethodOf = Annotated[
     Literal["auto", "logistic", "gda", "blend", "gda+text", "wise"],
-    typer.Option(
+    opt.CLASSIFIER.option(
         help="Of the classifier that -o writes. gda: Gaussian discriminant analysis; blend: words and class means; "
         "wise: between words and logistic; auto: the best on pictures held out to choose by.",
-        rich_help_panel=opt.CLASSIFIER,
     ),
 ]
 Shots = Annotated[
     list[int] | None,
-    typer.Option(
+    opt.CLASSIFIER.option(
         metavar="N",
         min=1,
         help="Learn from N pictures a class (repeatable). Default: 1, 2, 4, 8 and 16, as far as there are so many.",
-        rich_help_panel=opt.CLASSIFIER,
     ),
 ]
 Splits = Annotated[
     int,
-    typer.Option(metavar="N", min=1, help="Hold out pictures N times, at random.", rich_help_panel=opt.CLASSIFIER),
+    opt.CLASSIFIER.option(metavar="N", min=1, help="Hold out pictures N times, at random."),
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(
+    opt.OUTPUT.option(
         "--output",
         "-o",
         metavar="FILE",
         help="Learn from all DATA, and write a classifier file (.safetensors).",
-        rich_help_panel=opt.OUTPUT,
     ),
 ]
-Json = Annotated[bool, opt.flag("--json", help="One JSON object.", panel=opt.OUTPUT)]
+Json = Annotated[bool, opt.OUTPUT.flag("--json", help="One JSON object.")]
 
 
 def probe(

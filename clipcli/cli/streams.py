@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from clipcli.cli.options import came_from
-from clipcli.errors import OutputError, UsageError, cannot_write
+from clipcli.errors import OutputError, UsageError, writing
 from clipcli.images.find import HEAD, Walk, check_inputs, is_archive, sniff
 from clipcli.images.lists import read_list
 from clipcli.output.text import counted
@@ -24,17 +24,6 @@ from clipcli.zeroshot.files import split_key
 if TYPE_CHECKING:
     from clipcli.output.embeddings import Embeddings
     from clipcli.weights.model import Model
-
-
-@contextmanager
-def writing(place: object, again: str = "run it again") -> Iterator[None]:
-    """Raise OutputError for an OSError; a closed pipe stays what it is."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise cannot_write(place, error, again) from error
 
 
 def check_new_file(path: Path, *, force: bool, read: Sequence[object] = ()) -> None:

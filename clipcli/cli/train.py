@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SHOWN = 5  # failures that are listed without --verbose
 
-DATA, MODEL, RECIPE = "Data", "Model", "Recipe"
+DATA, MODEL, RECIPE = map(opt.Panel, ("Data", "Model", "Recipe"))
 
 EXAMPLES = opt.epilog(
     "clipcli train photos/ -o my-model --init ViT-B-32-256-datacomp --epochs 5 --learning-rate 1e-5",
@@ -48,94 +48,85 @@ Data = Annotated[
 ]
 Output = Annotated[
     Path,
-    typer.Option(
+    opt.OUTPUT.option(
         "--output",
         "-o",
         metavar="DIR",
         help="The model directory; checkpoint and log.csv go there too.",
-        rich_help_panel=opt.OUTPUT,
         show_default=False,
     ),
 ]
 WordsOf = Annotated[
     str | None,
-    typer.Option(
+    DATA.option(
         "--labels",
         "-l",
         metavar="FILE",
         help="Words of the classes: aliases become captions too, groups (a|b) are broader words.",
-        rich_help_panel=DATA,
     ),
 ]
 Templates = Annotated[
     str | None,
-    typer.Option("--templates", "-t", metavar="SET", help="Templates of the captions.", rich_help_panel=DATA),
+    DATA.option("--templates", "-t", metavar="SET", help="Templates of the captions."),
 ]
-MaxPerLabel = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="At most N pairs of each class or caption.", rich_help_panel=DATA)
-]
-Strict = Annotated[bool, opt.flag("--strict", help="Stop at the first picture that can't be read.", panel=DATA)]
+MaxPerLabel = Annotated[int | None, DATA.option(metavar="N", min=1, help="At most N pairs of each class or caption.")]
+Strict = Annotated[bool, DATA.flag("--strict", help="Stop at the first picture that can't be read.")]
 Eval = Annotated[
     list[str] | None,
-    typer.Option(
+    DATA.option(
         "--eval",
         metavar="[NAME=]SET",
         help="Labelled pictures to try the model on while it trains (repeatable).",
-        rich_help_panel=DATA,
     ),
 ]
 Init = Annotated[
     str | None,
-    typer.Option(metavar="MODEL", help="Go on from this model instead of from random weights.", rich_help_panel=MODEL),
+    MODEL.option(metavar="MODEL", help="Go on from this model instead of from random weights."),
 ]
 Freeze = Annotated[
     Literal["none", "image", "text"] | None,
-    typer.Option(help="Keep one tower as it is (image: LiT).", rich_help_panel=MODEL),
+    MODEL.option(help="Keep one tower as it is (image: LiT)."),
 ]
 Vocabulary = Annotated[
     Path | None,
-    typer.Option(
+    MODEL.option(
         metavar="FILE",
         help="A BPE vocabulary for the new model, or MODEL's, where it doesn't lie beside the weights.",
-        rich_help_panel=MODEL,
     ),
 ]
 Offline = Annotated[
-    bool, opt.flag("--offline", envvar="CLIPCLI_OFFLINE", help="Never download MODEL; use what is here.", panel=MODEL)
+    bool, MODEL.flag("--offline", envvar="CLIPCLI_OFFLINE", help="Never download MODEL; use what is here.")
 ]
 VocabularySize = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Size of the vocabulary learned from the captions.", rich_help_panel=MODEL),
+    MODEL.option(metavar="N", help="Size of the vocabulary learned from the captions."),
 ]
 Recipe = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Settings, in TOML; options given here overrule it.", rich_help_panel=RECIPE),
+    RECIPE.option(metavar="FILE", help="Settings, in TOML; options given here overrule it."),
 ]
-Epochs = Annotated[float | None, typer.Option(metavar="N", help="Passes over the data.", rich_help_panel=RECIPE)]
+Epochs = Annotated[float | None, RECIPE.option(metavar="N", help="Passes over the data.")]
 BatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", "-b", metavar="N", help="Pairs in a batch, over all devices.", rich_help_panel=RECIPE),
+    RECIPE.option("--batch-size", "-b", metavar="N", help="Pairs in a batch, over all devices."),
 ]
-LearningRate = Annotated[float | None, typer.Option(metavar="R", help="Its peak.", rich_help_panel=RECIPE)]
-Seed = Annotated[int | None, typer.Option(metavar="N", help="Decides everything random.", rich_help_panel=RECIPE)]
+LearningRate = Annotated[float | None, RECIPE.option(metavar="R", help="Its peak.")]
+Seed = Annotated[int | None, RECIPE.option(metavar="N", help="Decides everything random.")]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"] | None,
-    typer.Option("--precision", "-p", help="auto: bf16 or fp16 on CUDA, else fp32.", rich_help_panel=RECIPE),
+    RECIPE.option("--precision", "-p", help="auto: bf16 or fp16 on CUDA, else fp32."),
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option(
+    RECIPE.option(
         "--set",
         metavar="NAME=VALUE",
         help="Any setting of a recipe (repeatable); docs/training.md lists them.",
-        rich_help_panel=RECIPE,
     ),
 ]
-Resume = Annotated[bool, opt.flag("--resume", help="Go on with the run in DIR.", panel=opt.OUTPUT)]
-Force = Annotated[bool, opt.flag("--force", help="Begin anew where DIR holds a run.", panel=opt.OUTPUT)]
-TensorBoard = Annotated[
-    bool, opt.flag("--tensorboard", help="Write TensorBoard events into DIR too.", panel=opt.OUTPUT)
-]
+Resume = Annotated[bool, opt.OUTPUT.flag("--resume", help="Go on with the run in DIR.")]
+Force = Annotated[bool, opt.OUTPUT.flag("--force", help="Begin anew where DIR holds a run.")]
+TensorBoard = Annotated[bool, opt.OUTPUT.flag("--tensorboard", help="Write TensorBoard events into DIR too.")]
 
 
 def train(

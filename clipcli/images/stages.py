@@ -31,18 +31,19 @@ class Stages:
 
     def begin(self) -> None:
         """A run begins; what was measured before is forgotten."""
-        self.decoders, self.pictures, self.began = 0.0, 0, time.perf_counter()
+        self.workers, self.decoders, self.pictures, self.began = 0, 0.0, 0, time.perf_counter()
         self.seconds.clear()
 
     def awaited(self, stage: Stage, things: Iterable[T]) -> Iterator[T]:
         """The same; waiting for the next one belongs to `stage`."""
-        iterator, end = iter(things), object()
+        iterator = iter(things)
         while True:
-            with self.timed(stage):
-                thing = next(iterator, end)
-            if thing is end:
+            try:
+                with self.timed(stage):
+                    thing = next(iterator)
+            except StopIteration:
                 return
-            yield thing  # type: ignore[misc]
+            yield thing
 
     @contextmanager
     def timed(self, stage: Stage) -> Iterator[None]:

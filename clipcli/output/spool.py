@@ -12,8 +12,8 @@ import math
 import os
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import closing, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, BinaryIO
@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from clipcli import __version__
-from clipcli.errors import OutputError, UsageError, cannot_write
+from clipcli.errors import OutputError, UsageError, writing
 from clipcli.images.stream import decoder
 from clipcli.output.embeddings import FORMAT, KEY, VERSION, name_in
 from clipcli.output.jsonl import path_members
@@ -86,7 +86,7 @@ class _Spool:
         self._path, self._ending = path, check_ending(path)
         self._made, self._texts = made, texts
         folder = Path(os.path.realpath(path)).parent
-        with _telling(path):
+        with writing(path):
             self._vectors, self._words = TemporaryFile(dir=folder), TemporaryFile(dir=folder)  # noqa: SIM115 -- `close`
         self._failures: list[tuple[int, Failure]] = []
         self._count = self._header = 0
@@ -97,7 +97,7 @@ class _Spool:
         if isinstance(row, Failure):
             self._failures.append((self._count, row))
             return
-        with _telling(self._path):
+        with writing(self._path):
             self._vectors.write(np.ascontiguousarray(row.vector, "<f4").data)
         name = path_members(row.path)
         self._say(f"{',' if self._count else ''}\n{as_json(name if len(name) > 1 else name['path'])}")
@@ -135,7 +135,7 @@ class _Spool:
                 file.close()
 
     def _say(self, text: str) -> None:
-        with _telling(self._path):
+        with writing(self._path):
             self._words.write(text.encode())
         if self._ending == ".safetensors":
             self._header += len(json.dumps(text, ensure_ascii=False).encode())
@@ -144,14 +144,6 @@ class _Spool:
                     f"{self._path}: {self._count:,} names are more than the header of safetensors holds",
                     hint="write .npz or .parquet; what is done lies in the store",
                 )
-
-
-@contextmanager
-def _telling(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise cannot_write(path, error) from error
 
 
 def _write_safetensors(file: BinaryIO, shape: tuple[int, int], vectors: IO[bytes], text: str) -> None:
